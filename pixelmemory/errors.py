@@ -1,0 +1,308 @@
+"""Every error that Pixelmemory raises, as one tree.
+
+::
+
+    PixelmemoryError
+     |- InvalidArgumentError (ValueError)      a value that cannot be accepted
+     |   |- InvalidFilterError                 a filter that does not parse
+     |   |- SchemaViolationError               metadata that breaks the store's schema
+     |   |- LimitExceededError                 a value over a stated limit
+     |   '- MemoryExistsError                  an id that is already taken
+     |- InvalidTypeError (TypeError)           an argument of the wrong type
+     |- StoreError                             the store as a whole
+     |   |- StoreLockedError                   another process (or handle) owns it
+     |   |- StoreClosedError                   used after close
+     |   |- StoreForkedError                   used in a child after a fork
+     |   |- WrongThreadError                   used from its own event loop's thread, or another loop
+     |   '- ManifestError                      MANIFEST missing, damaged or of another format
+     |- LogError                               the write-ahead log
+     |   |- LogCorruptError                    damage: segment, byte offset, LSN
+     |   |- UnknownEventError                  an event type this version does not know
+     |   |- LogWriteError                      a write that definitely recorded nothing
+     |   |- UnknownOutcomeError                a write that may or may not be recorded
+     |   '- LogPoisonedError                   refused after a failed flush, until reopened
+     |- EmbeddingError                         the model
+     |   |- ModelLoadError                     cannot be loaded; says the remedy
+     |   '- ModelMismatchError                 another model than the store's
+     |- ProjectionError                        the tables in Pixeltable
+     |   |- CheckpointAheadError               a checkpoint beyond the end of the log
+     |   '- ProjectionUnavailableError         the database or the projector is down
+     '- WaitTimeoutError (TimeoutError)        a wait for an LSN, or for room, that ran out
+
+Errors carry their data as attributes and build their own message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "CheckpointAheadError",
+    "EmbeddingError",
+    "InvalidArgumentError",
+    "InvalidFilterError",
+    "InvalidTypeError",
+    "LimitExceededError",
+    "LogCorruptError",
+    "LogError",
+    "LogPoisonedError",
+    "LogWriteError",
+    "ManifestError",
+    "MemoryExistsError",
+    "ModelLoadError",
+    "ModelMismatchError",
+    "PixelmemoryError",
+    "ProjectionError",
+    "ProjectionUnavailableError",
+    "SchemaViolationError",
+    "StoreClosedError",
+    "StoreError",
+    "StoreForkedError",
+    "StoreLockedError",
+    "UnknownEventError",
+    "UnknownOutcomeError",
+    "WaitTimeoutError",
+    "WrongThreadError",
+]
+
+
+class PixelmemoryError(Exception):
+    """Base of every error raised by this package."""
+
+
+class InvalidArgumentError(PixelmemoryError, ValueError):
+    """A value that cannot be accepted. Raised before anything is logged.
+
+    Attributes:
+        field: what was wrong, as the caller names it, such as ``content`` or ``entries[3].metadata.tags[0]``.
+        reason: why, as a clause that follows the field's name.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class InvalidFilterError(InvalidArgumentError):
+    """A ``metadata_filter`` that does not parse: an unknown operator, a wrong operand, a bad path."""
+
+
+class SchemaViolationError(InvalidArgumentError):
+    """Metadata that breaks the schema the store was opened with."""
+
+
+class LimitExceededError(InvalidArgumentError):
+    """A value over one of the limits in :class:`pixelmemory.Options`."""
+
+
+class MemoryExistsError(InvalidArgumentError):
+    """An id given to add that the namespace already holds (or that stands twice in one call).
+
+    A retry of an add whose outcome was unknown is therefore safe: this error says that it was recorded.
+
+    Attributes:
+        memory_id: the id.
+        namespace: where it exists.
+    """
+
+    def __init__(self, memory_id: str, namespace: str, field: str = "memory_id") -> None:
+        super().__init__(field, f"{memory_id!r} already exists in namespace {namespace!r}")
+        self.memory_id = memory_id
+        self.namespace = namespace
+
+
+class InvalidTypeError(PixelmemoryError, TypeError):
+    """An argument of the wrong type. Raised before anything is logged.
+
+    Attributes:
+        field: as in :class:`InvalidArgumentError`.
+        reason: why, as a clause that follows the field's name.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class StoreError(PixelmemoryError):
+    """The store as a whole cannot be used as asked."""
+
+
+class StoreLockedError(StoreError):
+    """Another process, or another handle of this one, has the store open.
+
+    Attributes:
+        path: the lock's path, or the name of the projection that is in use.
+        pid: the owner's process id, or None where it cannot be read.
+    """
+
+    def __init__(self, path: Path | str, pid: int | None) -> None:
+        owner = f"process {pid}" if pid is not None else "another process"
+        super().__init__(
+            f"the store is already open in {owner} (lock: {path}). One process writes to a store at a time: "
+            "close it there, or open another store by another name or home"
+        )
+        self.path = path
+        self.pid = pid
+
+
+class StoreClosedError(StoreError):
+    """The handle was closed, or never opened."""
+
+
+class StoreForkedError(StoreError):
+    """The handle came through a fork; only the process that opened it may use it."""
+
+
+class WrongThreadError(StoreError):
+    """A call from where it would deadlock: the store's own thread, or another event loop than the one it was opened in."""
+
+
+class ManifestError(StoreError):
+    """The MANIFEST is missing, damaged, or of a format this version does not read.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class LogError(PixelmemoryError):
+    """The write-ahead log."""
+
+
+class LogCorruptError(LogError):
+    """Damage in the log. The open stops; nothing is dropped.
+
+    Attributes:
+        path: the segment.
+        byte_offset: where in it the damage was found.
+        lsn: the first LSN that is affected, or None where it cannot be known.
+        reason: what was found.
+    """
+
+    def __init__(self, path: Path, byte_offset: int, lsn: int | None, reason: str) -> None:
+        at = f", LSN {lsn}" if lsn is not None else ""
+        super().__init__(f"the log is damaged: {path}, byte {byte_offset}{at}: {reason}. Nothing was changed")
+        self.path = path
+        self.byte_offset = byte_offset
+        self.lsn = lsn
+        self.reason = reason
+
+
+class UnknownEventError(LogError):
+    """An event type that this version does not know: the log was written by a later one. Never skipped.
+
+    Attributes:
+        type_code: the record's type.
+        path, byte_offset, lsn: where it stands.
+    """
+
+    def __init__(self, type_code: int, path: Path, byte_offset: int, lsn: int) -> None:
+        super().__init__(
+            f"unknown event type {type_code} at LSN {lsn} ({path}, byte {byte_offset}): "
+            "the log was written by a later version of pixelmemory; upgrade to read it"
+        )
+        self.type_code = type_code
+        self.path = path
+        self.byte_offset = byte_offset
+        self.lsn = lsn
+
+
+class LogWriteError(LogError):
+    """A write that failed with a definite outcome: nothing of it is recorded (a full disk, say). Later writes are
+    tried anew."""
+
+
+class UnknownOutcomeError(LogError):
+    """A write that may or may not be recorded: its flush failed. Reopen the store; a retry with the same id is safe."""
+
+
+class LogPoisonedError(LogError):
+    """A write refused because an earlier flush failed. Reads go on; reopen the store to write again."""
+
+
+class EmbeddingError(PixelmemoryError):
+    """The embedding model failed."""
+
+
+class ModelLoadError(EmbeddingError):
+    """The model cannot be loaded. The message names the remedy.
+
+    Attributes:
+        model: the id or path that was asked for.
+    """
+
+    def __init__(self, model: str, reason: str, remedy: str) -> None:
+        super().__init__(f"the embedding model {model!r} cannot be loaded: {reason}. {remedy}")
+        self.model = model
+        self.reason = reason
+        self.remedy = remedy
+
+
+class ModelMismatchError(EmbeddingError):
+    """The store was written with another embedding model.
+
+    Attributes:
+        stored: the fingerprint that the store holds.
+        given: the fingerprint of the model it was opened with.
+    """
+
+    def __init__(self, stored: str, given: str) -> None:
+        super().__init__(
+            f"the store was embedded with {stored}, and was opened with {given}. Open it with the same model, or "
+            "re-embed every memory with the new one: pass options=Options(reembed=True) once"
+        )
+        self.stored = stored
+        self.given = given
+
+
+class ProjectionError(PixelmemoryError):
+    """The tables in Pixeltable."""
+
+
+class CheckpointAheadError(ProjectionError):
+    """The projection has applied events that the log does not hold: the log was replaced by an older copy.
+
+    Attributes:
+        checkpoint_lsn: what the projection says.
+        durable_lsn: the last LSN of the log.
+    """
+
+    def __init__(self, checkpoint_lsn: int, durable_lsn: int) -> None:
+        super().__init__(
+            f"the projection's checkpoint is LSN {checkpoint_lsn}, and the log ends at LSN {durable_lsn}: the log is "
+            "older than its projection. Restore the newer log, or rebuild the projection from this one: pass "
+            "options=Options(rebuild=True) once"
+        )
+        self.checkpoint_lsn = checkpoint_lsn
+        self.durable_lsn = durable_lsn
+
+
+class ProjectionUnavailableError(ProjectionError):
+    """The database cannot be reached, or the projector has stopped. The log goes on; the message says the cause."""
+
+
+class WaitTimeoutError(PixelmemoryError, TimeoutError):
+    """A wait that ran out: for an LSN to become visible, or for the projector to make room.
+
+    Attributes:
+        lsn: what was waited for.
+        watermark: the last LSN that is visible.
+        timeout_seconds: how long was waited.
+    """
+
+    def __init__(self, lsn: int, watermark: int, timeout_seconds: float) -> None:
+        super().__init__(
+            f"LSN {lsn} was not visible after {timeout_seconds:g} s: the projection is at LSN {watermark}, "
+            f"{lsn - watermark} events behind"
+        )
+        self.lsn = lsn
+        self.watermark = watermark
+        self.timeout_seconds = timeout_seconds

@@ -1,0 +1,173 @@
+"""Every limit and every tunable, with its unit, validated in one place."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+
+import msgspec
+
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError
+
+__all__ = ["Layout", "Options", "SyncMode"]
+
+
+class SyncMode(enum.Enum):
+    """When an append is acknowledged, and what it then survives."""
+
+    #: After ``fdatasync`` of its bytes. Survives a kill of the process, a crash of the operating system and, where
+    #: the device honours flushes, power loss.
+    ALWAYS = "always"
+    #: After the write; a flush follows at most ``sync_interval_seconds`` later. Survives a kill of the process; an
+    #: operating-system crash or power loss may take the last interval.
+    INTERVAL = "interval"
+    #: After the write; the operating system flushes when it likes. Survives a kill of the process only.
+    OS = "os"
+
+
+class Layout(enum.Enum):
+    """How namespaces map to tables."""
+
+    #: One table per namespace, created with its first memory.
+    PER_NAMESPACE = "per_namespace"
+    #: One table with a namespace column: for many thousands of small namespaces.
+    SHARED = "shared"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a store is opened. Every field has a default that suits an agent on a laptop.
+
+    Raises:
+        InvalidArgumentError: a value out of its range.
+        InvalidTypeError: a value of the wrong type.
+    """
+
+    # -- where
+    #: the folder that holds the stores; default: ``PIXELMEMORY_HOME``, else the platform's user data folder
+    home: str | os.PathLike[str] | None = None
+
+    # -- the log
+    sync_mode: SyncMode = SyncMode.ALWAYS
+    #: longest time between flushes in ``SyncMode.INTERVAL``
+    sync_interval_seconds: float = 0.1
+    #: a segment is closed when it has grown to this size
+    segment_bytes_max: int = 64 * 1024 * 1024
+    #: encoded size of one call (one ``add_entries``), and so of one frame
+    append_bytes_max: int = 64 * 1024 * 1024
+    #: encoded size of all calls that wait for the writer; a call beyond it waits for room
+    buffer_bytes_max: int = 128 * 1024 * 1024
+    #: newest events kept decoded for the projector, so that it need not read them back
+    tail_bytes_max: int = 32 * 1024 * 1024
+    #: drop a final frame of full length whose checksum fails (it may have been acknowledged); its bytes are kept
+    #: in ``quarantine/``
+    drop_damaged_final_frame: bool = False
+
+    # -- values
+    #: characters
+    content_chars_max: int = 10_000_000
+    #: bytes of its JSON text
+    metadata_bytes_max: int = 1024 * 1024
+    #: levels of nesting
+    metadata_depth_max: int = 64
+    #: decimal digits of one integer
+    metadata_int_digits_max: int = 1000
+    #: characters
+    namespace_chars_max: int = 255
+    #: characters
+    memory_id_chars_max: int = 1024
+    #: nodes of one filter, and levels of its nesting
+    filter_nodes_max: int = 1000
+    filter_depth_max: int = 32
+
+    # -- the projector
+    #: events applied in one transaction
+    batch_events_max: int = 2000
+    #: encoded bytes applied in one transaction (a single frame may exceed it)
+    batch_bytes_max: int = 16 * 1024 * 1024
+    #: how long the projector lets a batch gather while no reader waits
+    linger_seconds: float = 0.02
+    #: events that may be durable and not yet visible; a writer beyond it waits
+    lag_events_max: int = 100_000
+    #: how long such a writer waits before it gets WaitTimeoutError
+    lag_timeout_seconds: float = 600.0
+    #: first and longest pause between tries after an infrastructure error
+    retry_seconds_min: float = 0.1
+    retry_seconds_max: float = 5.0
+    layout: Layout = Layout.PER_NAMESPACE
+    #: rows from which a table's HNSW graph is built; smaller tables are searched exactly
+    graph_rows_min: int = 20_000
+    #: delete the projection and build it anew from the log at open
+    rebuild: bool = False
+    #: accept another embedding model than the store's and embed every memory anew at open
+    reembed: bool = False
+    #: keep vectors on disk by (model, content), so that a rebuild does not embed again
+    vector_cache: bool = True
+
+    # -- reads
+    #: default of ``consistency=`` waits
+    wait_timeout_seconds: float = 60.0
+    #: threads that read at the same time
+    reader_threads_max: int = 4
+    #: use prepared SQL on Pixeltable's store tables for hot reads; False forces Pixeltable's public API
+    direct_sql: bool = True
+
+    # -- Pixeltable
+    #: keep the HTTP server that Pixeltable opens on loopback (it serves the whole file system to any local user)
+    keep_pixeltable_http_server: bool = False
+    #: show a progress bar on stderr while a projection is rebuilt
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, kind in self.__annotations__.items():
+            _check_field(name, getattr(self, name), kind)
+        if self.retry_seconds_max < self.retry_seconds_min:
+            raise InvalidArgumentError("retry_seconds_max", "must not be less than retry_seconds_min")
+        if self.append_bytes_max > self.buffer_bytes_max:
+            raise InvalidArgumentError("append_bytes_max", "must not be more than buffer_bytes_max")
+        if self.namespace_chars_max > 255:
+            raise InvalidArgumentError("namespace_chars_max", "must not be more than 255")
+
+    def home_path(self) -> Path:
+        """The folder that holds the stores: ``home``, else ``PIXELMEMORY_HOME``, else the user's data folder."""
+        if self.home is not None:
+            return Path(self.home).expanduser()
+        if configured := os.environ.get("PIXELMEMORY_HOME"):
+            return Path(configured).expanduser()
+        import platformdirs  # it warns on some systems; only where it is needed
+
+        return Path(platformdirs.user_data_dir("pixelmemory"))
+
+
+#: smallest accepted value of each number, where it is not 1
+_MINIMUM: dict[str, float] = {
+    "sync_interval_seconds": 0.001,
+    "segment_bytes_max": 4096,
+    "append_bytes_max": 1024,
+    "tail_bytes_max": 0,
+    "linger_seconds": 0.0,
+    "lag_timeout_seconds": 0.0,
+    "retry_seconds_min": 0.001,
+    "retry_seconds_max": 0.001,
+    "graph_rows_min": 0,
+    "wait_timeout_seconds": 0.0,
+}
+
+
+def _check_field(name: str, value: object, kind: str) -> None:
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise InvalidTypeError(name, f"must be a bool, not {type(value).__name__}")
+    elif kind in ("int", "float"):
+        number = int if kind == "int" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, number):
+            raise InvalidTypeError(name, f"must be {'an int' if kind == 'int' else 'a number'}, not {type(value).__name__}")
+        minimum = _MINIMUM.get(name, 1)
+        if not minimum <= value < float("inf"):  # type: ignore[operator]
+            raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {value}")
+    elif kind in ("SyncMode", "Layout"):
+        expected = {"SyncMode": SyncMode, "Layout": Layout}[kind]
+        if not isinstance(value, expected):
+            raise InvalidTypeError(name, f"must be a {kind}, not {type(value).__name__}")
+    elif value is not None and not isinstance(value, (str, os.PathLike)):
+        raise InvalidTypeError(name, f"must be a path, not {type(value).__name__}")
