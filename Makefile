@@ -1,0 +1,61 @@
+# Everything that one does with this repository. It needs python3 (3.11 to 3.13, with pip and venv) and make.
+#
+# A target installs what it needs into .venv, once: a stamp there depends on pyproject.toml and constraints.txt.
+# Targets with different extras share the one .venv; every version comes from constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# more arguments for pytest, such as: make test PYTEST_ARGS="-k filters -x"
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs check
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reopen it (keeps its data in .demo/)
+	@$(BIN)/python -m pixelmemory.demo
+
+test: $(VENV)/.stamp-dev ## run the test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-dev ## ruff (rules and format) and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp-dev ## let ruff format the code and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.stamp-dev ## build the documentation into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+check: lint docs test ## lint, docs and test: what a change has to pass
+
+# -- the environment
+
+STAMP_INPUTS := pyproject.toml constraints.txt
+INSTALL = $(BIN)/python -m pip install -c constraints.txt
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v < (3, 14); sys.exit(0 if ok else f"Python 3.11 to 3.13 is needed, and $(PYTHON) is {v.major}.{v.minor}: try make PYTHON=python3.12")'
+	@echo "==> making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-demo: $(STAMP_INPUTS) | $(VENV)/.stamp-venv
+	@echo "==> installing pixelmemory with what the demo needs into $(VENV) (once; torch makes it minutes, not seconds)"
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(STAMP_INPUTS) | $(VENV)/.stamp-venv
+	@echo "==> installing pixelmemory with what development needs into $(VENV) (once; torch makes it minutes, not seconds)"
+	@$(INSTALL) -e '.[demo,test,lint,docs]'
+	@touch $@ $(VENV)/.stamp-demo
