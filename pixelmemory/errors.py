@@ -22,6 +22,7 @@
      |   |- UnknownOutcomeError                a write that may or may not be recorded
      |   '- LogPoisonedError                   refused after a failed flush, until reopened
      |- EmbeddingError                         the model
+     |   |- UnembeddableTextError              one text has no usable vector; says which
      |   |- ModelLoadError                     cannot be loaded; says the remedy
      |   '- ModelMismatchError                 another model than the store's
      |- ProjectionError                        the tables in Pixeltable
@@ -59,6 +60,7 @@ __all__ = [
     "StoreError",
     "StoreForkedError",
     "StoreLockedError",
+    "UnembeddableTextError",
     "UnknownEventError",
     "UnknownOutcomeError",
     "WaitTimeoutError",
@@ -230,6 +232,20 @@ class LogPoisonedError(LogError):
 
 class EmbeddingError(PixelmemoryError):
     """The embedding model failed."""
+
+
+class UnembeddableTextError(EmbeddingError):
+    """One text has no usable vector, however often it is tried: the fault is the text's and the model's together.
+
+    Attributes:
+        index: the text's place in the list that was given.
+        reason: why, as a clause.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"text {index} cannot be embedded: {reason}")
+        self.index = index
+        self.reason = reason
 
 
 class ModelLoadError(EmbeddingError):

@@ -1,0 +1,70 @@
+"""What identifies a model: a digest of the files that decide its vectors, wherever they lie.
+
+Configurations and tokenizers are hashed as they are. Weights are covered in full too, not sampled, since a fine-tuned
+copy may differ in one tensor: each MiB goes in as its CRC-32 (gigabytes a second), so that two files of one length
+differ in the digest unless a changed MiB keeps its CRC, by chance once in 4 billion. The folder's name, README,
+unused formats and the library's version bookkeeping stay out, so a copy or a fresh download of a model is the same
+model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["model_digest"]
+
+_CHUNK_BYTES = 1024 * 1024
+#: written for training or generation, or (prompts) named in the fingerprint by what they come to
+_IDLE_CONFIGS = {"config_sentence_transformers.json", "data_config.json", "generation_config.json"}
+_IDLE_FOLDERS = {"onnx", "openvino"}
+#: read only where there is no tokenizer.json
+_SLOW_TOKENIZER = {"vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"}
+
+
+def model_digest(folder: Path, *, with_code: bool = False) -> str:
+    """Digest of the files in ``folder`` that decide the vectors of its model.
+
+    Args:
+        folder: a model as sentence-transformers saves it.
+        with_code: whether its Python files count, because they will run.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(_deciding_files(folder, with_code), key=lambda path: path.relative_to(folder).as_posix()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        for piece in _summary(path):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _deciding_files(folder: Path, with_code: bool) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _IDLE_FOLDERS and not name.startswith(".")]
+        safe = any(name.endswith(".safetensors") for name in names)
+        fast = "tokenizer.json" in names
+        for name in names:
+            if (
+                (name.endswith("config.json") and name not in _IDLE_CONFIGS)
+                or name in ("modules.json", "tokenizer.json")
+                or name.endswith(".safetensors" if safe else ".bin")
+                or (not fast and (name in _SLOW_TOKENIZER or name.endswith(".model")))
+                or (with_code and name.endswith(".py"))
+            ):
+                yield Path(parent, name)
+
+
+def _summary(path: Path) -> Iterator[bytes]:
+    weights = path.suffix in (".safetensors", ".bin")
+    chunk = memoryview(bytearray(_CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            yield zlib.crc32(chunk[:count]).to_bytes(4, "little") if weights else bytes(chunk[:count])

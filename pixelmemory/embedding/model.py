@@ -1,0 +1,299 @@
+"""A model that runs: texts in, vectors out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelmemory.embedding.config import EmbeddingConfig
+from pixelmemory.embedding.fingerprint import model_digest
+from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, is_e5
+from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Embedder", "SentenceTransformerEmbedder", "open_embedder"]
+
+_log = logging.getLogger("pixelmemory.embedding")
+
+#: texts in one pass where the user says nothing
+_BATCH_SIZE_CPU = 32
+_BATCH_SIZE_ACCELERATOR = 128
+#: names of a model's own prompts, the first that is there
+_QUERY_PROMPT_NAMES = ("query",)
+_DOCUMENT_PROMPT_NAMES = ("document", "passage", "corpus")
+_E5_PROMPTS = ("query: ", "passage: ")
+_NOISY_LOGGERS = ("transformers", "sentence_transformers", "huggingface_hub", "torch")
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors. Every method may be called from any thread."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of its vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Stable text for everything that decides its vectors; the same on every machine."""
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of memories' contents.
+
+        Args:
+            texts: contents, without a prompt. Equal ones are embedded once.
+
+        Returns:
+            Shape ``(len(texts), dimensions)``, in the order of ``texts``.
+
+        Raises:
+            UnembeddableTextError: one text has no usable vector, whenever it is tried; the error says which.
+            EmbeddingError: the model failed otherwise.
+        """
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """Vector of a query, shape ``(dimensions,)``. Raises as :meth:`embed_documents`."""
+
+
+def open_embedder(
+    config: EmbeddingConfig, function_embedder: Callable[[EmbeddingConfig], Embedder] | None = None
+) -> Embedder | None:
+    """Load what ``config`` names.
+
+    Args:
+        config: checked by :func:`pixelmemory.embedding.parse_embedding_config`.
+        function_embedder: makes an embedder of ``config.function``.
+
+    Returns:
+        The embedder, or None where vectors are always given.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded; within seconds where there is no network.
+        InvalidArgumentError: the model cannot do what the configuration asks.
+    """
+    if config.function is not None:
+        if function_embedder is None:
+            raise InvalidArgumentError("embedding_config['function']", "cannot be used here")
+        return function_embedder(config)
+    if config.model_id is None:
+        return None
+    return SentenceTransformerEmbedder(config)
+
+
+class SentenceTransformerEmbedder:
+    """A model of sentence-transformers, loaded when constructed.
+
+    Args:
+        config: with a ``model_id``.
+
+    Raises:
+        ModelLoadError: it cannot be loaded.
+        InvalidArgumentError: ``dimensions`` beyond the model's.
+    """
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        source = find_model(config.model_id or "")
+        self._model = _load(source, config)
+        self._turn = _FairLock()
+        self._normalize = config.normalize
+        on_cpu = self._model.device.type == "cpu"
+        self._batch_size = config.batch_size or (_BATCH_SIZE_CPU if on_cpu else _BATCH_SIZE_ACCELERATOR)
+        self.query_prompt, self.document_prompt = _prompts(self._model, source, config)
+        self.dimensions = self._measure(source, config)
+        self.fingerprint = _fingerprint(source, config, self)
+        _log.info("loaded %s on %s, %d dimensions", source.name, self._model.device, self.dimensions)
+
+    def __repr__(self) -> str:
+        return f"<SentenceTransformerEmbedder {self.fingerprint} on {self._model.device}>"
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See :meth:`Embedder.embed_documents`."""
+        first_rows: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            first_rows.setdefault(text, row)
+        # one length beside the next, so that little is padded; the longest first, so that memory runs out at once
+        distinct = sorted(first_rows, key=len, reverse=True)
+        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
+        for start in range(0, len(distinct), self._batch_size):
+            batch = distinct[start : start + self._batch_size]
+            with self._turn:  # for one batch only: a query need not wait for them all
+                made = self._encode(self._model.encode_document, batch, self.document_prompt)
+            vectors[start : start + len(batch)] = made
+        self._finish(vectors, [first_rows[text] for text in distinct])
+        places = {text: place for place, text in enumerate(distinct)}
+        return vectors[[places[text] for text in texts]]
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """See :meth:`Embedder.embed_query`."""
+        with self._turn:
+            vectors = self._encode(self._model.encode_query, [text], self.query_prompt)
+        self._finish(vectors, [0])
+        vector: NDArray[np.float32] = vectors[0]
+        return vector
+
+    def _encode(self, encode: Callable[..., Any], texts: list[str], prompt: str) -> NDArray[np.float32]:
+        """One pass. The prompt goes as an argument, never into the texts: a pooling may leave it out; and always, even
+        if empty, else a default of the model's would come in."""
+        try:
+            vectors = encode(
+                texts,
+                prompt=prompt,
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                normalize_embeddings=False,
+            )
+        except Exception as error:
+            raise EmbeddingError(f"the embedding model failed on {len(texts)} texts: {_first_line(error)}") from error
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _finish(self, vectors: NDArray[np.float32], rows: list[int]) -> None:
+        """Check every vector and scale it, in place. ``rows`` are the texts' places in the caller's list."""
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        for place in np.flatnonzero(~np.isfinite(norms) | (norms == 0.0)):
+            kind = "a zero vector" if norms[place] == 0.0 else "a vector that is not finite"
+            raise UnembeddableTextError(rows[place], f"the model gives it {kind}")
+        if self._normalize:
+            vectors /= norms[:, None].astype(np.float32)
+
+    def _measure(self, source: ModelSource, config: EmbeddingConfig) -> int:
+        """The length of the model's vectors, from one that it makes: a model that cannot embed shows it here."""
+        try:
+            vectors = self._encode(self._model.encode_document, ["dimensions"], self.document_prompt)
+        except EmbeddingError as error:
+            raise ModelLoadError(source.model_id, f"it does not embed text ({error})", REMEDY) from error
+        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise ModelLoadError(source.model_id, "what it gives for a text is not a finite vector", REMEDY)
+        dimensions = int(vectors.shape[1])
+        if config.dimensions is not None and config.dimensions != dimensions:
+            reason = f"is {config.dimensions}, but the model's vectors have {dimensions}"
+            raise InvalidArgumentError("embedding_config['dimensions']", reason)
+        return dimensions
+
+
+def _load(source: ModelSource, config: EmbeddingConfig) -> SentenceTransformer:
+    """Load the files. Nothing is fetched, unless code that may lie in another repository."""
+    with _quiet():
+        try:
+            import torch
+            from sentence_transformers import SentenceTransformer
+        except Exception as error:
+            reason = f"sentence-transformers cannot be imported ({_first_line(error)})"
+            remedy = "Install sentence-transformers and torch, or pass embedding_config=None for no semantic search"
+            raise ModelLoadError(source.model_id, reason, remedy) from error
+        try:
+            return SentenceTransformer(
+                source.target,
+                device=config.device,
+                trust_remote_code=config.trust_remote_code,
+                local_files_only=not config.trust_remote_code,
+                truncate_dim=config.dimensions,
+                model_kwargs={"dtype": getattr(torch, config.dtype or "float32")},
+            )
+        except Exception as error:
+            raise ModelLoadError(source.model_id, _first_line(error), REMEDY) from error
+
+
+def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingConfig) -> tuple[str, str]:
+    """The prompts of queries and of documents: the user's, else the model's own, else E5's for an E5, else none."""
+    own = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    default = own.get(model.default_prompt_name or "", "")
+    query = next((own[name] for name in _QUERY_PROMPT_NAMES if name in own), default)
+    document = next((own[name] for name in _DOCUMENT_PROMPT_NAMES if name in own), default)
+    if not query and not document and (is_e5(source.name) or is_e5(_trained_as(model))):
+        query, document = _E5_PROMPTS
+    return (
+        query if config.query_prompt is None else config.query_prompt,
+        document if config.document_prompt is None else config.document_prompt,
+    )
+
+
+def _trained_as(model: SentenceTransformer) -> str:
+    """The name that the model's configuration carries of where it came from, if any."""
+    for module in model:
+        inner = getattr(getattr(module, "auto_model", None), "config", None)
+        if inner is not None:
+            return str(getattr(inner, "_name_or_path", ""))
+    return ""
+
+
+def _fingerprint(source: ModelSource, config: EmbeddingConfig, embedder: SentenceTransformerEmbedder) -> str:
+    try:
+        digest = model_digest(source.folder, with_code=config.trust_remote_code)
+    except OSError as error:
+        raise ModelLoadError(source.model_id, f"its files cannot be read ({_first_line(error)})", REMEDY) from error
+    # the two half types differ less from each other than a GPU does from a CPU
+    precision = "full" if config.dtype in (None, "float32") else "half"
+    return (
+        f"model={digest} dimensions={embedder.dimensions} precision={precision} "
+        f"normalize={'yes' if config.normalize else 'no'} "
+        f"query={json.dumps(embedder.query_prompt)} document={json.dumps(embedder.document_prompt)}"
+    )
+
+
+class _FairLock:
+    """A lock that is granted in the order of asking. ``threading.Lock`` would let a thread that embeds batch after
+    batch take it again and again, past a query that waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: who holds it, then who waits
+        self._line: deque[object] = deque()
+
+    def __enter__(self) -> None:
+        ticket = object()
+        with self._changed:
+            self._line.append(ticket)
+            try:
+                self._changed.wait_for(lambda: self._line[0] is ticket)
+            except BaseException:
+                self._line.remove(ticket)
+                self._changed.notify_all()
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._line.popleft()
+            self._changed.notify_all()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars, log lines and warnings of the libraries away while a model is loaded from this machine."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    bars: Any = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(ImportError):
+            from transformers.utils import logging as bars
+        had_bars = bars is not None and bars.is_progress_bar_enabled()
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            if had_bars:
+                bars.disable_progress_bar()
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            if had_bars:
+                bars.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
