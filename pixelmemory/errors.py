@@ -26,6 +26,7 @@
      |   |- ModelLoadError                     cannot be loaded; says the remedy
      |   '- ModelMismatchError                 another model than the store's
      |- ProjectionError                        the tables in Pixeltable
+     |   |- ProjectionMismatchError            made with another layout or schema
      |   |- CheckpointAheadError               a checkpoint beyond the end of the log
      |   '- ProjectionUnavailableError         the database or the projector is down
      '- WaitTimeoutError (TimeoutError)        a wait for an LSN, or for room, that ran out
@@ -54,6 +55,7 @@ __all__ = [
     "ModelMismatchError",
     "PixelmemoryError",
     "ProjectionError",
+    "ProjectionMismatchError",
     "ProjectionUnavailableError",
     "SchemaViolationError",
     "StoreClosedError",
@@ -299,6 +301,22 @@ class CheckpointAheadError(ProjectionError):
         )
         self.checkpoint_lsn = checkpoint_lsn
         self.durable_lsn = durable_lsn
+
+
+class ProjectionMismatchError(ProjectionError):
+    """The projection was made with another layout or schema than the store is opened with.
+
+    Attributes:
+        differences: what differs, for a person.
+    """
+
+    def __init__(self, differences: str) -> None:
+        super().__init__(
+            f"the projection was made with {differences}. Open the store as before, or rebuild the projection from the "
+            "log: pass options=Options(rebuild=True) once (columns and rows that were added to its tables directly "
+            "are lost)"
+        )
+        self.differences = differences
 
 
 class ProjectionUnavailableError(ProjectionError):

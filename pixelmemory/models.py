@@ -1,0 +1,59 @@
+"""What reads return, and what the store says of itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, NamedTuple, TypedDict
+
+from typing_extensions import NotRequired
+
+__all__ = ["Health", "MemoryRecord", "Stats"]
+
+
+class MemoryRecord(TypedDict):
+    """One memory, as ``get_memory`` and ``search`` return it."""
+
+    memory_id: str
+    #: when the memory was created, aware, UTC; None for a row that a user inserted into the table without one
+    timestamp: dt.datetime | None
+    content: str
+    metadata: dict[str, Any]
+    #: cosine similarity, -1 to 1; only in the results of a search by ``query`` or ``vector``
+    similarity_score: NotRequired[float]
+
+
+class Stats(NamedTuple):
+    """Figures of an open store, taken without touching the disk or the database."""
+
+    #: last LSN that is durable: every event up to it survives a crash
+    durable_lsn: int
+    #: last LSN whose event is visible to reads
+    watermark: int
+    #: events that are durable and not yet visible
+    lag_events: int
+    #: last LSN that this handle wrote
+    last_lsn: int
+    #: events in the log, and its size on disk
+    log_events: int
+    log_bytes: int
+    log_segments: int
+    #: flushes since the store was opened
+    log_syncs: int
+    #: transactions committed to the projection since then, and the events in them
+    batches: int
+    events_applied: int
+    #: texts embedded since then (from the cache or by the model), and the seconds it took
+    texts_embedded: int
+    embed_seconds: float
+    apply_seconds: float
+    #: events that could not be applied and wait for ``retry_dead_letters()``
+    dead_letters: int
+
+
+class Health(NamedTuple):
+    """Whether the store does all of its work at the moment."""
+
+    #: True if writes are accepted, the projection moves, and nothing is a dead letter
+    ok: bool
+    #: what is wrong, for a person; empty if ``ok``
+    problems: tuple[str, ...]

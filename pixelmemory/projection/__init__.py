@@ -1,0 +1,15 @@
+"""The projection: the log's events as rows of Pixeltable tables.
+
+In the order that data flows::
+
+    fold         events of a batch -> one change a memory (pure)
+    projector    reads the log, embeds, applies, moves the watermark
+    apply        changes -> inserts, updates and deletes, with the checkpoint, in one transaction
+    layout       which tables there are; made, registered, repaired
+    embed        the embedding function behind each table's index
+    graph        when a table has its HNSW graph
+    read_sql     reads by SQL; public_api: the same reads through Pixeltable's API alone
+    store_sql    every internal of Pixeltable that the above use
+
+Only this package and :mod:`pixelmemory.query` import Pixeltable, and none of it is imported before a store is opened.
+"""

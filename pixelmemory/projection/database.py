@@ -1,0 +1,117 @@
+"""Pixeltable as this package starts it, and the guard that keeps two stores off one projection."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
+
+__all__ = ["PIXELTABLE_TESTED", "connection_string", "guard_projection", "is_infrastructure_error", "start_pixeltable"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+#: first and first-excluded version whose internals ``store_sql`` was checked against
+PIXELTABLE_TESTED = ((0, 7, 21), (0, 8, 0))
+
+_start_lock = threading.Lock()
+
+
+def start_pixeltable(*, keep_http_server: bool) -> None:
+    """Start Pixeltable in this process, quietly; blocking, for a worker thread.
+
+    Pixeltable prints when it creates its home and logs to stdout by default: the folder is made beforehand and the
+    verbosity set to 0 where the user has not set it. Its HTTP server serves the whole file system to any local user
+    and nothing here needs it, so it is closed unless ``keep_http_server``.
+
+    Raises:
+        ProjectionUnavailableError: if Pixeltable or its database does not start.
+    """
+    with _start_lock:
+        os.environ.setdefault("PIXELTABLE_VERBOSITY", "0")
+        home = Path(os.environ.get("PIXELTABLE_HOME", Path.home() / ".pixeltable"))
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
+                import pixeltable as pxt
+
+                pxt.init()
+        except Exception as error:
+            raise ProjectionUnavailableError(f"Pixeltable did not start: {error}") from error
+        if not keep_http_server:
+            _close_http_server()
+
+
+def _close_http_server() -> None:
+    from pixeltable.env import Env
+
+    env = Env.get()
+    server, env._httpd = env._httpd, None
+    if server is not None:
+        server.shutdown()
+        server.server_close()
+
+
+def connection_string() -> str:
+    """Pixeltable's database, as psycopg takes it."""
+    from pixeltable.env import Env
+
+    return Env.get().db_url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+
+def guard_projection(folder: str) -> psycopg.Connection[Any]:
+    """Claim the projection ``folder`` for the life of the returned connection.
+
+    Two stores of one name in different homes share a folder in Pixeltable; without the claim each would rebuild over
+    the other.
+
+    Raises:
+        StoreLockedError: another store holds it.
+    """
+    key = int.from_bytes(hashlib.blake2b(f"pixelmemory/{folder}".encode(), digest_size=8).digest(), "big", signed=True)
+    connection = psycopg.connect(connection_string(), autocommit=True, application_name="pixelmemory")
+    row = connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone()
+    if row is None or not row[0]:
+        connection.close()
+        raise StoreLockedError(f"projection pixelmemory/{folder}", None)
+    return connection
+
+
+#: SQLSTATE classes that say nothing about the rows: connection, resources, operator intervention, system, rollback
+_INFRASTRUCTURE_CLASSES = ("08", "53", "57", "58", "40", "55", "XX")
+
+
+def is_infrastructure_error(error: BaseException) -> bool:
+    """Whether ``error`` speaks of the database or the machine rather than of the rows that were written.
+
+    Looks along the chain of causes, since Pixeltable wraps what psycopg raised.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, psycopg.Error):
+            if cause.sqlstate is None:
+                return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
+            return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES
+        if isinstance(cause, (OSError, MemoryError)):
+            return True
+        if _is_missing_table(cause):
+            return True
+        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
+    return False
+
+
+def _is_missing_table(error: BaseException) -> bool:
+    """A table or column of ours that is gone: every row would fail, so no row is to blame."""
+    from pixeltable import exceptions as excs
+
+    return isinstance(error, excs.NotFoundError)

@@ -1,0 +1,89 @@
+"""The embedding function of every projection's index, at a module path that is kept for ever.
+
+Pixeltable stores the path and the bound arguments with each index and calls the function whenever content is inserted
+or updated, by us or by the table's user. The projector hands over the vectors it has prepared; texts that it has not
+prepared (rows that a user inserts, ``similarity(string=...)``) are embedded with the store's model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pixeltable as pxt
+from pixeltable.func import Batch
+from pixeltable.type_system import ArrayType
+
+from pixelmemory.errors import EmbeddingError
+
+__all__ = ["VectorSource", "embed_content", "register", "unregister"]
+
+#: rows per call; Pixeltable deadlocks on larger inserts above 2,048
+ROWS_PER_CALL = 1024
+
+
+class VectorSource:
+    """Where one open store's vectors come from: what the projector prepared, else the model.
+
+    Args:
+        embed: ``(n texts) -> float32 (n, dimensions)``, or None for a store whose vectors are always given.
+    """
+
+    def __init__(self, embed: Callable[[Sequence[str]], np.ndarray] | None) -> None:
+        self._embed = embed
+        self._prepared: Mapping[str, np.ndarray] = {}
+        self._thread: int | None = None
+
+    @contextmanager
+    def prepared(self, vectors: Mapping[str, np.ndarray]) -> Iterator[None]:
+        """Within the block, texts embedded by the calling thread take their vector from ``vectors``."""
+        self._prepared, self._thread = vectors, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._prepared, self._thread = {}, None
+
+    def vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """One vector a text; None (searched by metadata and time only) where there is no model and none was given."""
+        known: Mapping[str, np.ndarray] = self._prepared if threading.get_ident() == self._thread else {}
+        found = [known.get(text) for text in texts]
+        missing = [i for i, vector in enumerate(found) if vector is None]
+        if missing and self._embed is not None:
+            for i, vector in zip(missing, self._embed([texts[i] for i in missing]), strict=True):
+                found[i] = vector
+        return found
+
+
+_sources: dict[str, VectorSource] = {}
+
+
+def register(store_id: str, source: VectorSource) -> None:
+    """Make ``source`` serve the indexes of the open store ``store_id``."""
+    _sources[store_id] = source
+
+
+def unregister(store_id: str) -> None:
+    """The store is closed: its indexes cannot embed in this process any more."""
+    _sources.pop(store_id, None)
+
+
+@pxt.udf(batch_size=ROWS_PER_CALL)
+def embed_content(
+    content: Batch[str], store_id: str, dimensions: int
+) -> Batch[pxt.Array[(None,), np.float32]]:  # type: ignore[valid-type,name-defined]
+    """The vectors of ``content`` in the store ``store_id``: float32, ``(dimensions,)`` each."""
+    source = _sources.get(store_id)
+    if source is None:
+        raise EmbeddingError(
+            f"store {store_id} is not open in this process: open it with pixelmemory before inserting content into "
+            "its table or searching it by text"
+        )
+    return source.vectors(content)
+
+
+@embed_content.conditional_return_type
+def _(dimensions: int) -> Any:
+    return ArrayType((dimensions,), dtype=np.dtype("float32"))

@@ -1,0 +1,261 @@
+"""Which tables there are: one per namespace or one shared, the registry of them, the state row, the dead letters.
+
+Everything lives in Pixeltable under ``pixelmemory/<folder>``:
+
+``state``         one row: the store's id, the checkpoint, what the projection was made with
+``registry``      one row a namespace: its key, its name, its table
+``dead_letters``  one row an event that could not be applied
+``ns_<slug>_<hash>``  the memories of a namespace, or ``memories`` in the shared layout
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import uuid
+from typing import Any
+
+import msgspec
+import pixeltable as pxt
+from pixeltable import exceptions as excs
+
+from pixelmemory.options import Layout
+from pixelmemory.projection import store_sql
+from pixelmemory.projection.embed import embed_content
+from pixelmemory.projection.store_sql import StoreTable
+from pixelmemory.schema import ColumnKind, Schema
+
+__all__ = ["INDEX_NAME", "ProjectionState", "TableSet", "folder_name", "namespace_key", "table_name"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+ROOT = "pixelmemory"
+INDEX_NAME = "content_embedding"
+SHARED_TABLE = "memories"
+#: dimensions that pgvector indexes in single and in half precision
+DIMENSIONS_MAX_FP32 = 2000
+DIMENSIONS_MAX_FP16 = 4000
+#: bump when the tables' columns change; an older projection is then rebuilt
+PROJECTION_FORMAT = 1
+
+_COLUMN_TYPES: dict[ColumnKind, Any] = {
+    ColumnKind.STRING: pxt.String,
+    ColumnKind.INT: pxt.Int,
+    ColumnKind.FLOAT: pxt.Float,
+    ColumnKind.BOOL: pxt.Bool,
+    ColumnKind.TIMESTAMP: pxt.Timestamp,
+    ColumnKind.JSON: pxt.Json,
+}
+
+
+class ProjectionState(msgspec.Struct, frozen=True):
+    """What a projection was made from; it fits a store only if all but the checkpoint are equal."""
+
+    store_id: str
+    layout: str
+    #: the embedding model's fingerprint, None without semantic search
+    embedding: str | None
+    dimensions: int | None
+    #: the schema's fingerprint
+    schema: str | None
+    format: int = PROJECTION_FORMAT
+
+
+def _slug(text: str, length: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_")
+
+
+def folder_name(store_name: str) -> str:
+    """The Pixeltable folder of a store: its name where that is a lower-case identifier, else a safe one."""
+    if re.fullmatch(r"[a-z][a-z0-9_]{0,62}", store_name):
+        return store_name
+    digest = hashlib.blake2b(store_name.encode(), digest_size=8).hexdigest()
+    return f"store_{_slug(store_name, 24)}_{digest}"
+
+
+def table_name(namespace: str) -> str:
+    """``ns_<slug>_<hash>``: readable, safe, and different for namespaces that differ in any code point."""
+    digest = hashlib.blake2b(namespace.encode(), digest_size=8).hexdigest()
+    slug = _slug(namespace, 24)
+    return f"ns_{slug}_{digest}" if slug else f"ns_{digest}"
+
+
+def namespace_key(namespace: str) -> uuid.UUID:
+    """The key of a namespace in the registry and the shared table."""
+    return uuid.UUID(bytes=hashlib.blake2b(namespace.encode(), digest_size=16).digest())
+
+
+class TableSet:
+    """The tables of one projection: finds, creates and repairs them.
+
+    ``create`` belongs to the projector's thread; everything else may be called from any worker thread.
+    """
+
+    def __init__(self, folder: str, state: ProjectionState, schema: Schema | None, *, direct_sql: bool) -> None:
+        self.path = f"{ROOT}/{folder}"
+        self.state = state
+        self.schema = schema
+        #: False once :func:`store_sql.check` failed, or by option
+        self.direct_sql = direct_sql
+        self.shared = state.layout == Layout.SHARED.value
+        self._lock = threading.Lock()
+        self._registry: dict[str, str] = {}
+        self._store_tables: dict[str, StoreTable] = {}
+        self._tables: dict[str, pxt.Table] = {}
+
+    # -- the projection as a whole
+
+    def stored_state(self) -> tuple[ProjectionState, int] | None:
+        """What the projection in the database was made from, and its checkpoint; None if there is none, or half of one."""
+        try:
+            table = pxt.get_table(f"{self.path}/state")
+            rows = list(table.select().collect())
+            for name in ("registry", "dead_letters"):
+                pxt.get_table(f"{self.path}/{name}")
+        except excs.NotFoundError:
+            return None
+        if len(rows) != 1:
+            return None
+        row = rows[0]
+        fields = {name: row[name] for name in ProjectionState.__struct_fields__}
+        return ProjectionState(**fields), row["checkpoint_lsn"]
+
+    def drop(self) -> None:
+        """Delete the whole projection, with whatever users added to its tables."""
+        pxt.drop_dir(self.path, force=True, if_not_exists="ignore")
+        self._registry.clear()
+        self._store_tables.clear()
+        self._tables.clear()
+
+    def initialize(self) -> None:
+        """Make an empty projection with its checkpoint at 0. The state row comes last: without it there is none."""
+        pxt.create_dir(self.path, parents=True, if_exists="ignore")
+        registry = {"namespace_key": pxt.Required[pxt.UUID], "namespace": pxt.String, "table_name": pxt.String}
+        dead = {
+            "lsn": pxt.Required[pxt.Int],
+            "namespace": pxt.String,
+            "memory_id": pxt.String,
+            "error": pxt.String,
+            "blocked_by": pxt.Int | None,
+        }
+        state = {
+            "key": pxt.Required[pxt.Int],
+            "checkpoint_lsn": pxt.Int,
+            "store_id": pxt.String,
+            "layout": pxt.String,
+            "embedding": pxt.String | None,
+            "dimensions": pxt.Int | None,
+            "schema": pxt.String | None,
+            "format": pxt.Int,
+        }
+        pxt.create_table(f"{self.path}/registry", registry, primary_key="namespace_key")
+        pxt.create_table(f"{self.path}/dead_letters", dead, primary_key="lsn")
+        table = pxt.create_table(f"{self.path}/state", state, primary_key="key")
+        table.insert([{"key": 1, "checkpoint_lsn": 0, **msgspec.structs.asdict(self.state)}])
+
+    def load(self) -> None:
+        """Read the registry, and check the internals that the fast paths use."""
+        rows = self.table("registry").select().collect()
+        self._registry = {row["namespace"]: row["table_name"] for row in rows}
+        if self.direct_sql and (difference := store_sql.check(self.table("state"))):
+            _logger.warning("Pixeltable's internals differ (%s): using its public API, which is slower", difference)
+            self.direct_sql = False
+
+    def namespaces(self) -> list[str]:
+        """Every namespace that ever held a memory here, in code-point order."""
+        with self._lock:
+            return sorted(self._registry)
+
+    def memory_tables(self) -> list[str]:
+        """Every table that holds memories."""
+        with self._lock:
+            return sorted(set(self._registry.values()))
+
+    # -- single tables
+
+    def table(self, name: str) -> pxt.Table:
+        """The Pixeltable table ``name`` of this folder; kept open."""
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = pxt.get_table(f"{self.path}/{name}")
+        return table
+
+    def name_of(self, namespace: str) -> str | None:
+        """The table that holds ``namespace``, or None if it never held a memory."""
+        with self._lock:
+            return self._registry.get(namespace)
+
+    def store_table(self, name: str) -> StoreTable:
+        """The physical side of the table ``name``."""
+        found = self._store_tables.get(name)
+        if found is None:
+            found = store_sql.resolve(self.table(name), INDEX_NAME)
+            self._store_tables[name] = found
+        return found
+
+    def create(self, namespace: str) -> str:
+        """The table of ``namespace``, made and registered if it is not there yet.
+
+        A table without its registry row is what a kill in here left behind: it holds nothing and is made anew.
+        """
+        existing = self.name_of(namespace)
+        if existing is not None:
+            return existing
+        name = SHARED_TABLE if self.shared else table_name(namespace)
+        if not (self.shared and self._registry):
+            self._create_table(name)
+        row = {"namespace_key": namespace_key(namespace), "namespace": namespace, "table_name": name}
+        self.table("registry").insert([row])
+        with self._lock:
+            self._registry[namespace] = name
+        return name
+
+    def _create_table(self, name: str) -> None:
+        path = f"{self.path}/{name}"
+        pxt.drop_table(path, force=True, if_not_exists="ignore")
+        columns: dict[str, Any] = {"memory_id": pxt.Required[pxt.UUID]}
+        key: list[str] = ["memory_id"]
+        if self.shared:
+            columns = {"namespace_key": pxt.Required[pxt.UUID], **columns, "namespace": pxt.String | None}
+            key = ["namespace_key", "memory_id"]
+        columns |= {
+            "id_text": pxt.String | None,
+            "content": pxt.Required[pxt.String],
+            "metadata": pxt.Json | None,
+            "metadata_text": pxt.String | None,
+            "timestamp": pxt.Timestamp | None,
+            "lsn": pxt.Int | None,
+        }
+        typed = self.schema.columns if self.schema is not None else {}
+        columns |= {column: _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
+        table = pxt.create_table(path, columns, primary_key=key)
+        dimensions = self.state.dimensions
+        if dimensions is not None:
+            table.add_embedding_index(
+                "content",
+                idx_name=INDEX_NAME,
+                string_embed=embed_content.using(store_id=self.state.store_id, dimensions=dimensions),
+                metric="cosine",
+                precision="fp32" if dimensions <= DIMENSIONS_MAX_FP32 else "fp16",
+            )
+        self._tables[name] = table
+        self._store_tables.pop(name, None)
+        if self.direct_sql:
+            self._create_indexes(self.store_table(name), typed)
+            store_sql.drop_graph(self.store_table(name))
+
+    def _create_indexes(self, table: StoreTable, typed: dict[str, ColumnKind]) -> None:
+        column = table.columns
+        prefix = f"{column['namespace_key']}, " if self.shared else ""
+        store_sql.create_index(table, "metadata", f"gin ({column['metadata']} jsonb_path_ops)")
+        newest = f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST"
+        store_sql.create_index(table, "newest", f"btree ({prefix}{newest})")
+        for name, kind in typed.items():
+            if kind is ColumnKind.JSON:
+                continue
+            # a long string does not fit a btree entry, so strings are indexed by their beginning
+            collate = ' COLLATE "C"' if kind is ColumnKind.STRING else ""
+            expression = f"left({column[name]}, 256){collate}" if kind is ColumnKind.STRING else column[name]
+            store_sql.create_index(table, f"typed_{column[name]}", f"btree ({prefix}({expression}))")

@@ -1,0 +1,176 @@
+"""A store's projection as one thing: opened against its log, kept level, read, rebuilt, closed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+import pixeltable as pxt
+
+from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError
+from pixelmemory.log import Log
+from pixelmemory.options import Options
+from pixelmemory.projection import embed
+from pixelmemory.projection.apply import DeadLetter, TableWriter
+from pixelmemory.projection.database import guard_projection
+from pixelmemory.projection.embed import VectorSource
+from pixelmemory.projection.graph import GraphKeeper
+from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
+from pixelmemory.projection.projector import EmbedTexts, Projector
+from pixelmemory.projection.public_api import PublicReads
+from pixelmemory.projection.read_sql import SqlReads
+from pixelmemory.projection.reads import ReadBackend
+from pixelmemory.schema import Schema
+
+__all__ = ["Projection"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+
+class Projection:
+    """The tables of one store, the projector that writes them and the backend that reads them.
+
+    Made by :meth:`open` on a worker thread, after :func:`pixelmemory.projection.database.start_pixeltable`.
+
+    Attributes:
+        tables: which tables there are.
+        projector: not started yet; ``projector.start()`` is the engine's.
+        reads: how they are read.
+        rebuilding: whether the projection was empty and the log was not.
+    """
+
+    tables: TableSet
+    projector: Projector
+    reads: ReadBackend
+    rebuilding: bool
+
+    def __init__(self, guard: psycopg.Connection[Any], store_id: str, graphs: GraphKeeper | None) -> None:
+        self._guard = guard
+        self._store_id = store_id
+        self._graphs = graphs
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        state: ProjectionState,
+        *,
+        log: Log,
+        schema: Schema | None,
+        embed_texts: EmbedTexts | None,
+        options: Options,
+        rebuild: bool,
+        on_watermark: Callable[[int], None],
+    ) -> Projection:
+        """Open, or make anew, the projection of the store ``name``.
+
+        Args:
+            state: what it has to be made from.
+            embed_texts: the store's model behind its cache, or None.
+            rebuild: delete what there is first.
+
+        Raises:
+            StoreLockedError: another store of this name uses it.
+            ProjectionMismatchError: it was made with another layout or schema, and ``rebuild`` is not given.
+            CheckpointAheadError: it is ahead of the log.
+        """
+        guard = guard_projection(folder_name(name))
+        try:
+            tables = TableSet(folder_name(name), state, schema, direct_sql=options.direct_sql)
+            checkpoint = _reconcile(tables, state, log, rebuild=rebuild)
+            tables.load()
+            return cls._assemble(guard, tables, checkpoint, log, embed_texts, options, on_watermark)
+        except BaseException:
+            guard.close()
+            raise
+
+    @classmethod
+    def _assemble(
+        cls,
+        guard: psycopg.Connection[Any],
+        tables: TableSet,
+        checkpoint_lsn: int,
+        log: Log,
+        embed_texts: EmbedTexts | None,
+        options: Options,
+        on_watermark: Callable[[int], None],
+    ) -> Projection:
+        source = VectorSource(embed_texts)
+        embed.register(tables.state.store_id, source)
+        graphs: GraphKeeper | None = None
+        if tables.direct_sql and tables.state.dimensions is not None:
+            backlog = max(2 * options.batch_events_max, 5000)
+            graphs = GraphKeeper(tables, rows_min=options.graph_rows_min, backlog_events=backlog)
+            graphs.start()
+        self = cls(guard, tables.state.store_id, graphs)
+        self.tables = tables
+        self.rebuilding = checkpoint_lsn == 0 and log.durable_lsn > 0
+        self.reads = PublicReads(tables)
+        if tables.direct_sql:
+            has_graph = graphs.has_graph if graphs is not None else _no_graph
+            self.reads = SqlReads(tables, threads_max=options.reader_threads_max, has_graph=has_graph)
+        dead = tables.table("dead_letters")
+        columns = {name: getattr(dead, name) for name in DeadLetter.__struct_fields__}
+        self.projector = Projector(
+            log,
+            tables,
+            TableWriter(tables, source),
+            graphs=graphs,
+            checkpoint_lsn=checkpoint_lsn,
+            dead_letters=[DeadLetter(**row) for row in dead.select(**columns).collect()],
+            embed=embed_texts,
+            dimensions=tables.state.dimensions,
+            options=options,
+            on_watermark=on_watermark,
+        )
+        return self
+
+    def namespace_table(self, namespace: str) -> pxt.Table:
+        """The Pixeltable table of ``namespace``, made if it is not there; blocking, for a worker thread."""
+        name = self.tables.name_of(namespace)
+        if name is None:
+            name = self.projector.request(lambda: self.tables.create(namespace)).result()
+        return pxt.get_table(f"{self.tables.path}/{name}")
+
+    def close(self) -> None:
+        """Stop the projector after the batch in hand and let go of the database. Blocking; idempotent."""
+        self.projector.stop()
+        if self._graphs is not None:
+            self._graphs.stop()
+        self.reads.close()
+        embed.unregister(self._store_id)
+        self._guard.close()
+
+
+def _no_graph(_table: str) -> bool:
+    return False
+
+
+def _reconcile(tables: TableSet, state: ProjectionState, log: Log, *, rebuild: bool) -> int:
+    """Make the projection fit the store, and return its checkpoint."""
+    stored = tables.stored_state()
+    if stored is not None and not rebuild:
+        found, checkpoint_lsn = stored
+        if found == state:
+            if checkpoint_lsn > log.durable_lsn:
+                raise CheckpointAheadError(checkpoint_lsn, log.durable_lsn)
+            return checkpoint_lsn
+        if found.store_id == state.store_id and found.format == state.format:
+            raise ProjectionMismatchError(_differences(found, state))
+        _logger.warning("the projection %s belongs to another store: it is rebuilt from the log", tables.path)
+    tables.drop()
+    tables.initialize()
+    return 0
+
+
+def _differences(found: ProjectionState, state: ProjectionState) -> str:
+    names: Sequence[str] = ("layout", "schema", "embedding", "dimensions")
+    return ", ".join(
+        f"{name} {getattr(found, name)!r} (now {getattr(state, name)!r})"
+        for name in names
+        if getattr(found, name) != getattr(state, name)
+    )
+
+

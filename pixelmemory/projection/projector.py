@@ -1,0 +1,450 @@
+"""The projector: reads the log, embeds, applies, moves the watermark.
+
+Two threads, so that the next batch is embedded while the last one is applied::
+
+    reader thread   log.read -> fold -> embed       (at most one batch ahead)
+    writer thread   apply + checkpoint -> watermark  (owns every Pixeltable write)
+
+A backlog of any length costs the memory of three batches. An error of the infrastructure is tried again with growing
+pauses, for ever, and reported meanwhile. An error of the rows is bisected down to the memory that causes it, whose
+events become dead letters; later events of that memory wait behind it, so the order per memory is never broken.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from pixelmemory.errors import EmbeddingError, ProjectionUnavailableError
+from pixelmemory.log import Log, StoredEvent
+from pixelmemory.log.files import fault_point
+from pixelmemory.options import Options
+from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
+from pixelmemory.projection.database import is_infrastructure_error
+from pixelmemory.projection.fold import Change, fold
+from pixelmemory.projection.graph import GraphKeeper
+from pixelmemory.projection.layout import TableSet
+
+__all__ = ["EmbedTexts", "Projector", "ProjectorStats"]
+
+_logger = logging.getLogger("pixelmemory.projector")
+T = TypeVar("T")
+
+#: ``(n distinct texts) -> float32 (n, dimensions)``; raises EmbeddingError with ``index`` for one bad text
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]
+
+
+class ProjectorStats(NamedTuple):
+    """What the projector has done since it was opened, and how it is."""
+
+    #: last LSN whose event is visible
+    watermark: int
+    #: transactions committed
+    batches: int
+    #: events applied
+    events: int
+    #: texts given to the model or the cache
+    texts_embedded: int
+    #: seconds spent embedding, and applying
+    embed_seconds: float
+    apply_seconds: float
+    #: events that could not be applied
+    dead_letters: int
+    #: why nothing moves at the moment, or None
+    blocked: str | None
+
+
+class _Batch(NamedTuple):
+    events: list[StoredEvent]
+    changes: dict[tuple[str, str], Change]
+    vectors: dict[tuple[str, str], np.ndarray | None]
+    #: changes whose text cannot be embedded, with the reason
+    failed: dict[tuple[str, str], str]
+
+
+class _Request(NamedTuple):
+    run: Callable[[], Any]
+    future: Future[Any]
+
+
+class Projector:
+    """Keeps the projection level with the log.
+
+    Args:
+        log: what to read.
+        tables: where to write.
+        writer: how.
+        graphs: told of every batch; None where Pixeltable keeps the graphs itself.
+        checkpoint_lsn: last LSN that is applied.
+        dead_letters: those that are recorded.
+        embed: the store's model, or None.
+        dimensions: of a vector, or None without semantic search.
+        options: limits.
+        on_watermark: called on a projector thread after each step, with the new watermark; also when the state of
+            health changes.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        tables: TableSet,
+        writer: TableWriter,
+        *,
+        graphs: GraphKeeper | None,
+        checkpoint_lsn: int,
+        dead_letters: Sequence[DeadLetter],
+        embed: EmbedTexts | None,
+        dimensions: int | None,
+        options: Options,
+        on_watermark: Callable[[int], None],
+    ) -> None:
+        self._log = log
+        self._tables = tables
+        self._writer = writer
+        self._graphs = graphs
+        self._embed = embed
+        self._dimensions = dimensions
+        self._options = options
+        self._on_watermark = on_watermark
+        #: last LSN whose event is visible; only the writer thread moves it
+        self.watermark = checkpoint_lsn
+        #: by LSN; only the writer thread changes it
+        self.dead_letters: dict[int, DeadLetter] = {letter.lsn: letter for letter in dead_letters}
+        self._dead_keys: dict[tuple[str, str], int] = {}
+        for letter in sorted(dead_letters, key=lambda letter: letter.lsn):
+            self._dead_keys.setdefault((letter.namespace, letter.memory_id), letter.lsn)
+        #: why nothing moves, for health; None while all is well
+        self.blocked: str | None = None
+        #: set when a thread ended that should not have; every waiter is told
+        self.failure: BaseException | None = None
+        self._batches = self._events = self._texts = 0
+        self._embed_seconds = self._apply_seconds = 0.0
+
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        #: set while a reader waits: batches are not left to gather
+        self._urgent = threading.Event()
+        #: what the writer thread does next; None only wakes it
+        self._inbox: queue.SimpleQueue[_Batch | _Request | None] = queue.SimpleQueue()
+        #: batches that are read, embedded or applied: one of them ahead of the writer
+        self._slots = threading.Semaphore(2)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(run,), name=f"pixelmemory-projector-{name}", daemon=True)
+            for name, run in (("reader", self._read_loop), ("writer", self._write_loop))
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_seconds: float = 30.0) -> None:
+        """Stop after the batch in hand. What is not applied stays in the log for the next open."""
+        self._stop_threads()
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join(timeout_seconds)
+        self._fail_requests(ProjectionUnavailableError("the store was closed"))
+
+    def _stop_threads(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._urgent.set()
+        self._slots.release()
+        self._inbox.put(None)
+
+    def notify(self, *, urgent: bool = False) -> None:
+        """There may be new events, or (``urgent``) a reader that waits for them."""
+        if urgent:
+            self._urgent.set()
+        self._wake.set()
+
+    def request(self, run: Callable[[], T]) -> Future[T]:
+        """Run ``run`` on the writer thread, between two batches."""
+        future: Future[T] = Future()
+        if self.failure is not None or self._stopping.is_set():
+            future.set_exception(ProjectionUnavailableError(f"the projector is not running: {self.failure}"))
+            return future
+        self._inbox.put(_Request(run, future))
+        if self._stopping.is_set():
+            self._fail_requests(ProjectionUnavailableError("the store was closed"))
+        return future
+
+    def stats(self) -> ProjectorStats:
+        return ProjectorStats(
+            self.watermark,
+            self._batches,
+            self._events,
+            self._texts,
+            self._embed_seconds,
+            self._apply_seconds,
+            len(self.dead_letters),
+            self.blocked,
+        )
+
+    # -- both threads
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:
+            self.failure = error
+            self.blocked = f"the projector stopped: {type(error).__name__}: {error}"
+            _logger.critical("the projector stopped: reads see LSN %d and no later", self.watermark, exc_info=True)
+            self._stop_threads()
+            self._fail_requests(ProjectionUnavailableError(self.blocked))
+            self._on_watermark(self.watermark)
+
+    def _fail_requests(self, error: Exception) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, _Request):
+                item.future.set_exception(error)
+
+    # -- the reader thread
+
+    def _read_loop(self) -> None:
+        next_lsn = self.watermark + 1
+        while not self._stopping.is_set():
+            if self._log.durable_lsn < next_lsn:
+                self._urgent.clear()
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            self._linger(next_lsn)
+            events = self._log.read(
+                next_lsn, events_max=self._options.batch_events_max, bytes_max=self._options.batch_bytes_max
+            )
+            if not events:
+                continue
+            self._slots.acquire()
+            if self._stopping.is_set():
+                return
+            self._inbox.put(self._prepare(events))
+            next_lsn = events[-1].lsn + 1
+
+    def _linger(self, next_lsn: int) -> None:
+        """Let a small batch gather, unless a reader waits."""
+        waiting = self._log.durable_lsn - next_lsn + 1
+        if waiting < self._options.batch_events_max and self._options.linger_seconds > 0:
+            self._urgent.wait(self._options.linger_seconds)
+
+    def _prepare(self, events: list[StoredEvent]) -> _Batch:
+        fault_point("projector.fold")
+        changes = fold(events)
+        vectors: dict[tuple[str, str], np.ndarray | None] = {}
+        failed: dict[tuple[str, str], str] = {}
+        wanted: dict[str, list[tuple[str, str]]] = {}
+        for key, change in changes.items():
+            if change.content is None or self._dimensions is None:
+                continue
+            if change.embedding is not None:
+                vectors[key] = np.frombuffer(change.embedding, dtype="<f4")
+            elif self._embed is not None:
+                wanted.setdefault(change.content, []).append(key)
+        fault_point("projector.embed.before")
+        started = time.perf_counter()
+        for text, outcome in self._embed_each(list(wanted)).items():
+            for key in wanted[text]:
+                if isinstance(outcome, str):
+                    failed[key] = outcome
+                else:
+                    vectors[key] = outcome
+        self._embed_seconds += time.perf_counter() - started
+        fault_point("projector.embed.after")
+        return _Batch(events, changes, vectors, failed)
+
+    def _embed_each(self, texts: list[str]) -> dict[str, np.ndarray | str]:
+        """Each text's vector, or why it has none. A model that fails for no single text is tried again."""
+        outcomes: dict[str, np.ndarray | str] = {}
+        pause = self._options.retry_seconds_min
+        while texts:
+            assert self._embed is not None
+            try:
+                vectors = self._embed(texts)
+            except EmbeddingError as error:
+                index = getattr(error, "index", None)
+                if index is not None:
+                    outcomes[texts.pop(index)] = str(error)
+                    continue
+                failure: Exception = error
+            except Exception as error:
+                failure = error
+            else:
+                self._texts += len(texts)
+                outcomes |= dict(zip(texts, vectors, strict=True))
+                self._unblock("embedding")
+                return outcomes
+            if len(texts) == 1 and not is_infrastructure_error(failure):
+                outcomes[texts[0]] = f"{type(failure).__name__}: {failure}"
+                return outcomes
+            if not is_infrastructure_error(failure):
+                half = len(texts) // 2
+                return outcomes | self._embed_each(texts[:half]) | self._embed_each(texts[half:])
+            self._block("embedding", failure)
+            if self._stopping.wait(pause):
+                return outcomes | {text: "the store was closed" for text in texts}
+            pause = min(pause * 2, self._options.retry_seconds_max)
+        return outcomes
+
+    # -- the writer thread
+
+    def _write_loop(self) -> None:
+        while not self._stopping.is_set():
+            item = self._inbox.get()
+            if isinstance(item, _Request):
+                try:
+                    item.future.set_result(item.run())
+                except BaseException as error:
+                    item.future.set_exception(error)
+            elif item is not None:
+                self._apply_with_retries(item)
+                self._slots.release()
+
+    def _apply_with_retries(self, batch: _Batch) -> None:
+        pause = self._options.retry_seconds_min
+        tried = False
+        while not self._stopping.is_set():
+            started = time.perf_counter()
+            try:
+                self._apply(batch, replace=tried)
+            except Exception as error:
+                if not is_infrastructure_error(error):
+                    raise
+                # the transaction may have committed before the connection broke: apply again as a replacement
+                tried = True
+                self._block("the database", error)
+                if self._stopping.wait(pause):
+                    return
+                pause = min(pause * 2, self._options.retry_seconds_max)
+                continue
+            self._apply_seconds += time.perf_counter() - started
+            self._batches += 1
+            self._events += len(batch.events)
+            self._unblock("the database")
+            self._graphs_after(batch)
+            self.watermark = batch.events[-1].lsn
+            fault_point("projector.watermark")
+            self._on_watermark(self.watermark)
+            return
+
+    def _apply(self, batch: _Batch, *, replace: bool) -> None:
+        """Apply one batch and its checkpoint; events that cannot be applied become dead letters."""
+        dead: list[DeadLetter] = []
+        changes: list[Change] = []
+        for key, change in batch.changes.items():
+            if (blocked_by := self._dead_keys.get(key)) is not None:
+                dead += letters_of(change, f"waits for the dead letter at LSN {blocked_by}", blocked_by)
+            elif key in batch.failed:
+                dead += letters_of(change, batch.failed[key])
+            else:
+                changes.append(change)
+        last_lsn = batch.events[-1].lsn
+        try:
+            fault_point("projector.apply.before")
+            self._writer.prepare(changes)
+            self._graphs_before(changes, last_lsn)
+            fault_point("projector.apply.prepared")
+            recorded = self._writer.apply(
+                changes, batch.vectors, checkpoint_lsn=last_lsn, dead_letters=dead, replace=replace
+            )
+            fault_point("projector.apply.after")
+        except Exception as error:
+            if is_infrastructure_error(error):
+                raise
+            _logger.warning("a batch was refused (%s): looking for the event that causes it", error)
+            dead += self._bisect(changes, batch.vectors)
+            recorded = self._writer.apply([], {}, checkpoint_lsn=last_lsn, dead_letters=dead)
+        self._keep(recorded)
+
+    def _graphs_before(self, changes: Sequence[Change], last_lsn: int) -> None:
+        if self._graphs is not None:
+            names = {self._tables.name_of(change.namespace) for change in changes}
+            self._graphs.before_batch({name for name in names if name is not None}, self._log.durable_lsn - last_lsn)
+
+    def _graphs_after(self, batch: _Batch) -> None:
+        if self._graphs is None:
+            return
+        inserted: Counter[str] = Counter()
+        for change in batch.changes.values():
+            name = self._tables.name_of(change.namespace)
+            if name is not None:
+                inserted[name] += change.insert - change.delete
+        self._graphs.after_batch(inserted, self._log.durable_lsn - batch.events[-1].lsn)
+
+    def _keep(self, letters: Sequence[DeadLetter]) -> None:
+        for letter in sorted(letters, key=lambda letter: letter.lsn):
+            _logger.error(
+                "LSN %d (%r in namespace %r) could not be applied and is kept as a dead letter: %s",
+                letter.lsn,
+                letter.memory_id,
+                letter.namespace,
+                letter.error,
+            )
+            self.dead_letters[letter.lsn] = letter
+            self._dead_keys.setdefault((letter.namespace, letter.memory_id), letter.lsn)
+
+    def _bisect(
+        self, changes: Sequence[Change], vectors: dict[tuple[str, str], np.ndarray | None]
+    ) -> list[DeadLetter]:
+        """Apply what can be applied of ``changes``, and return the dead letters of the rest."""
+        if not changes:
+            return []
+        try:
+            self._writer.prepare(changes)
+            return self._writer.apply(changes, vectors, checkpoint_lsn=None, replace=True)
+        except Exception as error:
+            if is_infrastructure_error(error):
+                raise
+            if len(changes) == 1:
+                return letters_of(changes[0], f"{type(error).__name__}: {error}")
+        half = len(changes) // 2
+        return self._bisect(changes[:half], vectors) + self._bisect(changes[half:], vectors)
+
+    def retry_dead_letters(self) -> int:
+        """Apply every dead letter anew, in LSN order; to be run by :meth:`request`.
+
+        Returns:
+            How many events were applied; the others stay dead letters.
+        """
+        lsns = sorted(self.dead_letters)
+        if not lsns:
+            return 0
+        events = [self._log.read(lsn, events_max=1, bytes_max=1)[0] for lsn in lsns]
+        batch = self._prepare(events)
+        dead: list[DeadLetter] = []
+        for key, reason in batch.failed.items():
+            dead += letters_of(batch.changes[key], reason)
+        changes = [change for key, change in batch.changes.items() if key not in batch.failed]
+        dead += self._bisect(changes, batch.vectors)
+        still = {letter.lsn for letter in dead}
+        revived = [lsn for lsn in lsns if lsn not in still]
+        self._writer.apply([], {}, checkpoint_lsn=None, dead_letters=dead, revived_lsns=revived)
+        self.dead_letters, self._dead_keys = {}, {}
+        self._keep(dead)
+        self._on_watermark(self.watermark)
+        return len(revived)
+
+    # -- health
+
+    def _block(self, what: str, error: Exception) -> None:
+        reason = f"{what} failed and is tried again: {type(error).__name__}: {error}"
+        if self.blocked is None:
+            _logger.error("%s", reason)
+        self.blocked = reason
+        self._on_watermark(self.watermark)
+
+    def _unblock(self, what: str) -> None:
+        if self.blocked is not None and self.blocked.startswith(what):
+            _logger.info("%s works again", what)
+            self.blocked = None

@@ -1,0 +1,109 @@
+"""The same reads through Pixeltable's public API alone: slower, and right with any version of Pixeltable.
+
+Filters are evaluated here in Python, before the limit: the public API has no way to send them to the database.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pixeltable as pxt
+
+from pixelmemory.filters import matches
+from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
+from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.values import decode_metadata, memory_key
+
+__all__ = ["PublicReads"]
+
+
+class PublicReads:
+    """Reads one projection by Pixeltable's fluent API. Thread-safe: Pixeltable keeps a runtime a thread."""
+
+    def __init__(self, tables: TableSet) -> None:
+        self._tables = tables
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
+        handle = self._tables.table(table)
+        query = self._scope(handle, namespace, handle.memory_id == memory_key(memory_id))
+        rows = list(self._rows(handle, query))
+        return rows[0] if rows else None
+
+    def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        handle = self._tables.table(table)
+        query = self._scope(handle, namespace, handle.memory_id.isin(list(keys)))
+        return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
+
+    def count(self, table: str, namespace: str) -> int:
+        handle = self._tables.table(table)
+        return int(self._scope(handle, namespace).count())
+
+    def search(self, table: str, search: Search) -> list[Row]:
+        handle = self._tables.table(table)
+        conditions: list[Any] = []
+        if search.start is not None:
+            conditions.append(handle.timestamp >= search.start)
+        if search.end is not None:
+            conditions.append(handle.timestamp <= search.end)
+        query = self._scope(handle, search.namespace, *conditions)
+        rows = list(self._rows(handle, query, search.vector))
+        if search.vector is None:
+            oldest = dt.datetime.min.replace(tzinfo=dt.UTC)
+            rows.sort(key=lambda row: row.created_at or oldest, reverse=True)
+        found = [row for row in rows if self._wanted(search, row)]
+        return found[: search.limit]
+
+    def _wanted(self, search: Search, row: Row) -> bool:
+        if search.min_score is not None and (row.score is None or row.score < search.min_score):
+            return False
+        return matches(search.filter, decode_metadata(row.metadata_json or "{}"))
+
+    def _scope(self, handle: pxt.Table, namespace: str, *conditions: Any) -> Any:
+        predicates = list(conditions)
+        if self._tables.shared:
+            predicates.append(handle.namespace_key == namespace_key(namespace))
+        query: Any = handle
+        for predicate in predicates:
+            query = query.where(predicate)
+        return query
+
+    def _rows(self, handle: pxt.Table, query: Any, vector: np.ndarray | None = None) -> Iterator[Row]:
+        columns = {
+            "id_text": handle.id_text,
+            "memory_id": handle.memory_id,
+            "content": handle.content,
+            "metadata_text": handle.metadata_text,
+            "metadata": handle.metadata,
+            "timestamp": handle.timestamp,
+            "lsn": handle.lsn,
+        }
+        if vector is None:
+            query = query.order_by(handle.lsn, asc=False)
+        else:
+            # by cosine of the stored vectors: exact, where the graph would stop after a few rows
+            columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
+        rows = list(query.select(**columns).collect())
+        if vector is not None:
+            rows = [row for row in rows if row["vector"] is not None]
+            for row in rows:
+                row["score"] = _cosine(row["vector"], vector)
+            rows.sort(key=lambda row: -row["score"])
+        for row in rows:
+            text = row["metadata_text"]
+            if text is None or decode_metadata(text) != row["metadata"]:
+                text = None if row["metadata"] is None else msgspec.json.encode(row["metadata"]).decode()
+            yield row_of(
+                row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score")
+            )
+
+
+def _cosine(left: np.ndarray, right: np.ndarray) -> float:
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
