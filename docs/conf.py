@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import tomllib
+from pathlib import Path
 
 project = "Pixelmemory"
 author = "The Pixelmemory developers"
 copyright = "The Pixelmemory developers, Apache License 2.0"  # noqa: A001 - the name that Sphinx reads
-release = version = importlib.metadata.version("pixelmemory")
+release = version = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]

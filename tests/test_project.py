@@ -1,0 +1,355 @@
+"""The shape of the project: public names and their pages, import direction, parity of sync and async, packaging."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pixelmemory
+import pixelmemory.errors
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pixelmemory"
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+
+# ------------------------------------------------------------------------------------------------ public names
+
+
+def test_all_is_what_is_public() -> None:
+    names = pixelmemory.__all__
+    assert list(names) == sorted(set(names))
+    public = {name for name in vars(pixelmemory) if not name.startswith("_")}
+    submodules = {path.stem for path in PACKAGE.iterdir()}
+    assert public - submodules - {"annotations"} <= set(names)
+    for name in names:
+        assert getattr(pixelmemory, name) is not None
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    documented = re.findall(r"^\.\. auto\w+:: pixelmemory\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(name for name in pixelmemory.__all__ if name != "__version__")
+
+
+def test_every_error_is_exported_and_explained() -> None:
+    page = (ROOT / "docs/errors.md").read_text()
+    classes = [
+        name
+        for name, value in vars(pixelmemory.errors).items()
+        if inspect.isclass(value) and issubclass(value, BaseException)
+    ]
+    assert len(classes) > 20
+    for name in classes:
+        assert issubclass(getattr(pixelmemory, name), pixelmemory.PixelmemoryError)
+        assert name in pixelmemory.__all__
+        assert name in pixelmemory.errors.__all__
+        assert f"`{name}`" in page, f"docs/errors.md does not explain {name}"
+
+
+# ---------------------------------------------------------------------------------------------- import direction
+
+#: modules that may import those of their own line and of the lines before it
+TIERS = (
+    ("errors",),
+    ("events", "models", "options"),
+    ("values", "schema", "filters", "embedding"),
+    ("log",),
+    ("projection",),
+    ("query",),
+    ("engine",),
+    ("aio",),
+    ("sync",),
+    ("__init__",),
+    ("demo",),
+)
+RANK = {module: rank for rank, tier in enumerate(TIERS) for module in tier}
+
+
+class Import(NamedTuple):
+    """One import statement's target, as written in one file."""
+
+    path: Path
+    line: int
+    target: str
+    typing_only: bool
+
+    @property
+    def part(self) -> str:
+        """The module or package directly under ``pixelmemory`` that holds the statement."""
+        return self.path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
+
+
+def _imports(path: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(), str(path))
+    typing_only: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            typing_only.update(inner for statement in node.body for inner in ast.walk(statement))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} is a relative import"
+            module = node.module or ""
+            # "from pixelmemory import errors" is about pixelmemory.errors
+            targets = [f"{module}.{alias.name}" for alias in node.names] if module == "pixelmemory" else [module]
+        else:
+            continue
+        for target in targets:
+            yield Import(path, node.lineno, target, node in typing_only)
+
+
+@functools.cache
+def _package_imports() -> tuple[Import, ...]:
+    return tuple(found for path in sorted(PACKAGE.rglob("*.py")) for found in _imports(path))
+
+
+def test_every_module_has_its_place() -> None:
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert modules == set(RANK)
+
+
+def test_imports_go_downwards() -> None:
+    checked = 0
+    for found in _package_imports():
+        target = found.target.split(".")
+        if target[0] != "pixelmemory":
+            continue
+        checked += 1
+        if found.part == "demo":
+            names = set(pixelmemory.__all__)
+            assert target[-1] in names, f"{found}: the demo uses the public names alone"
+            continue
+        module = target[1] if len(target) > 1 else "__init__"
+        assert module in RANK, f"{found}: what is that?"
+        assert RANK[module] <= RANK[found.part], str(found)
+    assert checked > 50
+
+
+def test_pixeltable_is_imported_in_two_places() -> None:
+    users = {found.part for found in _package_imports() if _top(found) == "pixeltable" and not found.typing_only}
+    assert users <= {"projection", "query"}
+
+
+def test_blocking_portal_is_used_in_one_place() -> None:
+    users = {path.name for path in PACKAGE.rglob("*.py") if "start_blocking_portal" in path.read_text()}
+    assert users == {"sync.py"}
+
+
+def test_nothing_pickles_or_prints() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{path}:{node.lineno}"
+    assert not {str(found) for found in _package_imports() if _top(found) in ("pickle", "cloudpickle", "shelve")}
+
+
+def test_import_is_light_and_silent() -> None:
+    script = (
+        "import sys, pixelmemory\n"
+        "heavy = {'torch', 'pixeltable', 'sentence_transformers', 'transformers', 'psycopg', 'sqlalchemy', 'numpy'}\n"
+        "found = heavy & set(sys.modules)\n"
+        "assert not found - {'numpy'}, found\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# ----------------------------------------------------------------------------------------- parity of sync and async
+
+#: what one of the two has by its nature, with what it corresponds to
+ONLY_SYNC = {"close"}
+ONLY_ASYNC = {"aclose", "open"}
+
+
+def _public(cls: type) -> set[str]:
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+def test_sync_and_async_have_the_same_methods() -> None:
+    assert _public(pixelmemory.Memory) - ONLY_SYNC == _public(pixelmemory.AsyncMemory) - ONLY_ASYNC
+
+
+@pytest.mark.parametrize("name", sorted((_public(pixelmemory.Memory) - ONLY_SYNC) | {"__init__"}))
+def test_sync_and_async_are_alike(name: str) -> None:
+    sync = inspect.getattr_static(pixelmemory.Memory, name)
+    other = inspect.getattr_static(pixelmemory.AsyncMemory, name)
+    assert type(sync) is type(other)
+    if isinstance(sync, property):
+        assert isinstance(other, property)
+        assert sync.fset is None
+        assert other.fset is None
+        sync, other = sync.fget, other.fget
+    assert not inspect.iscoroutinefunction(sync)
+    assert _signature(sync) == _signature(other)
+    if name != "__init__":
+        assert inspect.getdoc(sync)
+        assert inspect.getdoc(other)
+
+
+def _signature(function: Any) -> inspect.Signature:  # noqa: ANN401 - any callable
+    """Names, kinds, defaults and annotations; that of a coroutine function says what awaiting it gives."""
+    return inspect.signature(function)
+
+
+def test_open_takes_what_the_constructor_takes() -> None:
+    constructor = list(_signature(pixelmemory.Memory.__init__).parameters.values())[1:]
+    assert list(_signature(pixelmemory.AsyncMemory.open).parameters.values()) == constructor
+
+
+def test_the_fixed_signatures() -> None:
+    """The part of the surface that was promised with names and defaults; what came later is keyword-only."""
+    promised = {
+        "__init__": {"name": "default_memory", "schema": None, "embedding_config": "intfloat/e5-large-v2"},
+        "add_entry": {"content": ..., "namespace": "default_namespace", "metadata": None},
+        "add_entries": {"entries": ..., "namespace": "default_namespace"},
+        "get_memory": {"memory_id": ..., "namespace": "default_namespace"},
+        "search": {
+            "namespace": "default_namespace",
+            "query": None,
+            "limit": 5,
+            "metadata_filter": None,
+            "start_time": None,
+            "end_time": None,
+        },
+        "update_memory": {"memory_id": ..., "namespace": "default_namespace", "content": None, "metadata": None},
+        "delete_memory": {"memory_id": ..., "namespace": "default_namespace"},
+        "delete_memories": {"memory_ids": ..., "namespace": "default_namespace"},
+        "get_namespace_table": {"namespace": ...},
+    }
+    for name, expected in promised.items():
+        parameters = _signature(getattr(pixelmemory.Memory, name)).parameters
+        positional = {
+            each.name: ... if each.default is each.empty else each.default
+            for each in parameters.values()
+            if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self"
+        }
+        assert positional == expected, name
+        assert list(positional) == list(expected), name
+
+
+# ------------------------------------------------------------------------------------------------------- the pages
+
+
+def _python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_in_pages_parses(page: Path) -> None:
+    for block in _python_blocks(page):
+        compile(block, str(page), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_in_pages_exist(page: Path) -> None:
+    for block in _python_blocks(page):
+        for node in ast.walk(compile(block, str(page), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)):
+            if isinstance(node, ast.ImportFrom) and node.module == "pixelmemory":
+                for alias in node.names:
+                    assert alias.name in pixelmemory.__all__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_quick_start_runs(minilm_path: str, tmp_path: Path) -> None:
+    sync, other = _python_blocks(ROOT / "README.md")
+    script = f"{sync}\n{other}"
+    assert script.count('"sentence-transformers/all-MiniLM-L6-v2"') == 2
+    script = script.replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(minilm_path))
+    environment = {**os.environ, "PIXELMEMORY_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("Found a significant paper on topic Z by author X, published in 2023.")
+    assert "'read': True" in lines[2]
+    assert lines[-1].endswith("The user prefers short answers.")
+
+
+# ------------------------------------------------------------------------------------------------------- packaging
+
+
+@functools.cache
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def _constraints() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)  # no paths, no local versions
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    return pins
+
+
+def _top(found: Import) -> str:
+    return found.target.split(".")[0]
+
+
+def test_declared_dependencies_are_the_imported_ones() -> None:
+    providers = importlib.metadata.packages_distributions()
+    imported: dict[str, str] = {}
+    for found in _package_imports():
+        top = _top(found)
+        if found.part != "demo" and top != "pixelmemory" and top not in sys.stdlib_module_names:
+            imported[canonicalize_name(providers[top][0])] = str(found)
+    declared = {canonicalize_name(Requirement(text).name) for text in _project()["dependencies"]}
+    assert not {name: where for name, where in imported.items() if name not in declared}
+    assert not declared - set(imported)
+
+
+def test_every_requirement_is_bounded_pinned_and_explained() -> None:
+    pins = _constraints()
+    page = (ROOT / "docs/contributing.md").read_text()
+    extras: dict[str, list[str]] = _project()["optional-dependencies"]
+    for text in [*_project()["dependencies"], *(each for extra in extras.values() for each in extra)]:
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        assert requirement.specifier.contains(pins[name]), f"{text} excludes the tested {pins[name]}"
+        assert ">=" in text
+        assert name in page
+    assert "torch" in pins
+
+
+def test_make_lists_its_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = {name for line in re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE) for name in line.split()}
+    listed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^ +make (\S+)  +\S", listed, re.MULTILINE)) == phony
+    assert {"help", "demo", "test", "lint", "docs", "check"} <= phony
+
+
+def test_continuous_integration_runs_make_alone() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    commands = [line.split("||")[0].strip() for line in script.read_text().splitlines() if line.startswith("make")]
+    assert commands == ["make lint docs", "make test"]
