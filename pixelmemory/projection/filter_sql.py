@@ -1,0 +1,214 @@
+"""Filters as SQL: one boolean expression for PostgreSQL 16 that agrees with :func:`pixelmemory.filters.matches`.
+
+Equality, ``$in`` and ``$contains`` are written as containment (``@>``), which a GIN index with ``jsonb_path_ops`` on
+the metadata column serves. Containment is exact for scalars; for an object or a list it only narrows the rows down,
+and an exact comparison follows. Comparisons are one strict jsonpath, evaluated on every row that is left to look at,
+unless the field has a typed column, whose index then serves them.
+
+Everything that comes from the filter is a parameter, keys included. An expression may be NULL where the metadata is
+NULL or has nothing at a path; that is as good as false in ``WHERE``, ``AND`` and ``OR``, and negation is written
+``IS NOT TRUE``, so that a missing key satisfies it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+
+from pixelmemory.filters import And, Condition, Filter, Not, Operator, Or, ordered_kind
+from pixelmemory.schema import ColumnKind, exact_float
+
+__all__ = ["STRING_INDEX_CHARS", "compile_filter"]
+
+#: STRING columns are indexed by this many leading characters (a btree entry holds at most 2,704 bytes), as
+#: ``left(column, 256) COLLATE "C"``
+STRING_INDEX_CHARS: Final = 256
+
+_SIGNS: Final = {Operator.GT: ">", Operator.GTE: ">=", Operator.LT: "<", Operator.LTE: "<="}
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+def compile_filter(
+    filter: Filter,  # noqa: A002 - the word of the language
+    *,
+    metadata: str,
+    typed: Mapping[str, tuple[str, ColumnKind]],
+    typed_complete: bool = False,
+) -> tuple[str, dict[str, Any]]:
+    """The SQL expression of ``filter`` and its parameters ``f0``, ``f1``, ... for psycopg's named placeholders.
+
+    Args:
+        filter: the tree to compile.
+        metadata: the metadata column (jsonb), as trusted SQL.
+        typed: schema field -> its column, as trusted SQL, and what that holds. A column is NULL where the field's
+            value is not of its kind (:meth:`pixelmemory.schema.Schema.extract`).
+        typed_complete: whether every row satisfies the schema. Where it may not (the schema came later than the
+            rows), a NULL in a column says nothing, and the metadata itself decides.
+    """
+    compiler = _Compiler(metadata, typed, typed_complete=typed_complete)
+    return compiler.compile(filter), compiler.parameters
+
+
+class _Compiler:
+    def __init__(self, metadata: str, typed: Mapping[str, tuple[str, ColumnKind]], *, typed_complete: bool) -> None:
+        self._metadata = metadata
+        self._typed = typed
+        self._typed_complete = typed_complete
+        self.parameters: dict[str, Any] = {}
+
+    def compile(self, node: Filter) -> str:
+        match node:
+            case And(items):
+                return self._joined(" AND ", [self.compile(item) for item in items], "TRUE")
+            case Or(items):
+                return self._joined(" OR ", [self.compile(item) for item in items], "FALSE")
+            case Not(item):
+                return f"({self.compile(item)} IS NOT TRUE)"
+            case Condition():
+                return self._condition(node)
+
+    def _joined(self, word: str, parts: Sequence[str], none: str) -> str:
+        return f"({word.join(parts)})" if parts else none
+
+    def _parameter(self, value: object, kind: str) -> str:
+        name = f"f{len(self.parameters)}"
+        self.parameters[name] = value
+        return f"%({name})s::{kind}"
+
+    # -- conditions on the metadata column
+
+    def _condition(self, condition: Condition) -> str:
+        compare = condition.op in _SIGNS
+        column = self._column_condition(condition) if compare or self._typed_complete else None
+        if column is not None and self._typed_complete:
+            return column[1]
+        match condition.op:
+            case Operator.EXISTS:
+                return f"({self._value(condition.path)} IS NOT NULL)"
+            case Operator.EQ:
+                return self._any_equal(condition.path, [condition.operand], whole=True)
+            case Operator.IN:
+                return self._any_equal(condition.path, condition.operand, whole=True)
+            case Operator.CONTAINS:
+                return self._any_equal(condition.path, [condition.operand], whole=False)
+            case _:
+                compared = self._compared(condition)
+                return compared if column is None else f"({column[1]} OR ({column[0]} IS NULL AND {compared}))"
+
+    def _value(self, path: tuple[str, ...]) -> str:
+        """The jsonb value at ``path``. ``-> text`` reaches into objects alone, where ``#>`` would enter lists."""
+        return "(" + " -> ".join([self._metadata, *(self._parameter(key, "text") for key in path)]) + ")"
+
+    def _any_equal(self, path: tuple[str, ...], operands: Sequence[Any], *, whole: bool) -> str:
+        """The value is a list with an element equal to an operand; or, if ``whole``, is itself equal to one."""
+        contained: list[str] = []
+        parts: list[str] = []
+        for operand in operands:
+            holds_element, holds_whole = _at_path(path, [operand]), _at_path(path, operand)
+            if not isinstance(operand, (dict, list)):
+                contained += [holds_whole, holds_element] if whole else [holds_element]
+                continue
+            value, exact = self._value(path), self._parameter(_json(operand), "jsonb")
+            if whole:
+                narrowed = f"{self._metadata} @> {self._parameter(holds_whole, 'jsonb')}"
+                parts.append(f"({narrowed} AND {value} = {exact})")
+            narrowed = f"{self._metadata} @> {self._parameter(holds_element, 'jsonb')}"
+            elements = f"jsonb_array_elements(CASE jsonb_typeof({value}) WHEN 'array' THEN {value} ELSE '[]' END)"
+            found = f"EXISTS (SELECT 1 FROM {elements} AS e(element) WHERE e.element = {exact})"  # noqa: S608 - no values
+            parts.append(f"({narrowed} AND {found})")
+        if len(contained) == 1:
+            parts.append(f"{self._metadata} @> {self._parameter(contained[0], 'jsonb')}")
+        elif contained:
+            parts.append(f"{self._metadata} @> ANY({self._parameter(contained, 'jsonb[]')})")
+        return self._joined(" OR ", parts, "FALSE")
+
+    def _compared(self, condition: Condition) -> str:
+        """A comparison with the value or any element of it.
+
+        In strict mode a path enters objects alone, ``[*]`` lists alone, and a comparison of different types is
+        neither true nor false; strings compare by code point.
+        """
+        keys = "".join(f".{_json(key)}" for key in condition.path)
+        sign = _SIGNS[condition.op]
+        path = self._parameter(f"strict ${keys} ? (@ {sign} $x || exists (@[*] ? (@ {sign} $x)))", "jsonpath")
+        variables = self._parameter(_json({"x": condition.operand}), "jsonb")
+        return f"jsonb_path_exists({self._metadata}, {path}, {variables}, TRUE)"
+
+    # -- conditions on a typed column
+
+    def _column_condition(self, condition: Condition) -> tuple[str, str] | None:
+        """The field's column and the condition on it; None where the column cannot decide it."""
+        entry = self._typed.get(condition.path[0]) if len(condition.path) == 1 else None
+        if entry is None or not (condition.op in _SIGNS or condition.op in (Operator.EQ, Operator.IN)):
+            return None
+        column, kind = entry
+        operands = condition.operand if condition.op is Operator.IN else [condition.operand]
+        match kind:
+            case ColumnKind.STRING if all(isinstance(each, str) for each in operands):
+                sql = self._string_condition(column, condition)
+            case ColumnKind.BOOL if all(isinstance(each, bool) for each in operands):
+                sql = self._scalar_condition(column, condition.op, condition.operand, "boolean")
+            case ColumnKind.FLOAT if all(ordered_kind(each) == "number" for each in operands):
+                floats = [each if isinstance(each, float) else exact_float(each) for each in operands]
+                if None in floats:
+                    return None
+                operand = floats if condition.op is Operator.IN else floats[0]
+                sql = self._scalar_condition(column, condition.op, operand, "double precision")
+            case ColumnKind.INT if all(ordered_kind(each) == "number" for each in operands):
+                integers = [_integer_bound(condition.op, each) for each in operands]
+                if None in integers:
+                    return None
+                bound = integers if condition.op is Operator.IN else integers[0]
+                sql = self._scalar_condition(column, condition.op, bound, "bigint")
+            case _:
+                return None
+        return column, sql
+
+    def _scalar_condition(self, column: str, op: Operator, operand: object, kind: str) -> str:
+        if op is Operator.IN:
+            return f"{column} = ANY({self._parameter(operand, f'{kind}[]')})"
+        return f"{column} {_SIGNS.get(op, '=')} {self._parameter(operand, kind)}"
+
+    def _string_condition(self, column: str, condition: Condition) -> str:
+        """The beginning narrows the rows down by the index, the whole text decides."""
+        beginning = f'left({column}, {STRING_INDEX_CHARS}) COLLATE "C"'
+        if condition.op is Operator.IN:
+            beginnings = [text[:STRING_INDEX_CHARS] for text in condition.operand]
+            narrowed = f"{beginning} = ANY({self._parameter(beginnings, 'text[]')})"
+            return f'({narrowed} AND {column} COLLATE "C" = ANY({self._parameter(condition.operand, "text[]")}))'
+        sign = _SIGNS.get(condition.op, "=")
+        narrow_sign = sign if sign == "=" else sign[0] + "="
+        narrowed = f"{beginning} {narrow_sign} {self._parameter(condition.operand[:STRING_INDEX_CHARS], 'text')}"
+        return f'({narrowed} AND {column} COLLATE "C" {sign} {self._parameter(condition.operand, "text")})'
+
+
+def _integer_bound(op: Operator, operand: int | float) -> int | None:
+    """The integer to which integers have the relation ``op`` exactly when they have it to ``operand``.
+
+    None where no integer of 64 bits is such.
+    """
+    number = Decimal(operand) if isinstance(operand, int) else Decimal(repr(operand))
+    if not _INT64_MIN <= number <= _INT64_MAX:
+        return None
+    match op:
+        case Operator.GT | Operator.LTE:
+            return math.floor(number)
+        case Operator.GTE | Operator.LT:
+            return math.ceil(number)
+        case _:
+            return int(number) if number == int(number) else None
+
+
+def _at_path(path: tuple[str, ...], value: object) -> str:
+    """JSON text of the object that has nothing but ``value`` at ``path``."""
+    for key in reversed(path):
+        value = {key: value}
+    return _json(value)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
