@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import threading
 import warnings
 from collections import deque
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from pixelmemory.embedding.config import EmbeddingConfig
 from pixelmemory.embedding.fingerprint import model_digest
-from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, is_e5
+from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class SentenceTransformerEmbedder:
     """
 
     def __init__(self, config: EmbeddingConfig) -> None:
-        source = find_model(config.model_id or "")
-        self._model = _load(source, config)
+        self._model, source = _find_and_load(config)
         self._turn = _FairLock()
         self._normalize = config.normalize
         on_cpu = self._model.device.type == "cpu"
@@ -155,7 +155,7 @@ class SentenceTransformerEmbedder:
                 normalize_embeddings=False,
             )
         except Exception as error:
-            raise EmbeddingError(f"the embedding model failed on {len(texts)} texts: {_first_line(error)}") from error
+            raise EmbeddingError(f"the embedding model failed on {len(texts)} texts: {first_line(error)}") from error
         return np.asarray(vectors, dtype=np.float32)
 
     def _finish(self, vectors: NDArray[np.float32], rows: list[int]) -> None:
@@ -182,18 +182,35 @@ class SentenceTransformerEmbedder:
         return dimensions
 
 
+def _find_and_load(config: EmbeddingConfig) -> tuple[SentenceTransformer, ModelSource]:
+    source = find_model(config.model_id or "")
+    try:
+        return _load(source, config), source
+    except ModelLoadError as error:
+        if not source.from_hub:
+            raise
+        _log.warning("%s; trying to complete it from the hub", error.reason)
+        try:
+            source = find_model(source.model_id, refresh=True)
+        except ModelLoadError:
+            raise error from None
+        return _load(source, config), source
+
+
 def _load(source: ModelSource, config: EmbeddingConfig) -> SentenceTransformer:
     """Load the files. Nothing is fetched, unless code that may lie in another repository."""
-    with _quiet():
+    with _quiet() as messages:
         try:
             import torch
             from sentence_transformers import SentenceTransformer
         except Exception as error:
-            reason = f"sentence-transformers cannot be imported ({_first_line(error)})"
+            reason = f"sentence-transformers cannot be imported ({first_line(error)})"
             remedy = "Install sentence-transformers and torch, or pass embedding_config=None for no semantic search"
             raise ModelLoadError(source.model_id, reason, remedy) from error
+        if config.device is not None:
+            _check_device(config.device)
         try:
-            return SentenceTransformer(
+            model = SentenceTransformer(
                 source.target,
                 device=config.device,
                 trust_remote_code=config.trust_remote_code,
@@ -202,7 +219,37 @@ def _load(source: ModelSource, config: EmbeddingConfig) -> SentenceTransformer:
                 model_kwargs={"dtype": getattr(torch, config.dtype or "float32")},
             )
         except Exception as error:
-            raise ModelLoadError(source.model_id, _first_line(error), REMEDY) from error
+            raise ModelLoadError(source.model_id, first_line(error), _repair(source)) from error
+    _check_complete(model, messages, source)
+    return model
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:
+        reason = f"is {device!r}, which cannot be used here ({first_line(error)})"
+        raise InvalidArgumentError("embedding_config['device']", reason) from error
+
+
+def _check_complete(model: SentenceTransformer, messages: list[str], source: ModelSource) -> None:
+    """Refuse what the libraries only warn of: they fill missing weights with random numbers (others in every process),
+    and a missing vocabulary with nothing, so that all words are the same."""
+    missing = re.findall(r"^(\S+)\s*\|\s*MISSING", "\n".join(messages), re.MULTILINE)
+    missing = [name for name in missing if "pooler" not in name]  # a pooling of sentence-transformers stands for it
+    if missing:
+        reason = f"weights are missing ({len(missing)} in all), such as {missing[0]}"
+        raise ModelLoadError(source.model_id, reason, _repair(source))
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    special_ids = getattr(tokenizer, "all_special_ids", None)
+    if special_ids is not None and len(tokenizer) <= len(special_ids):
+        raise ModelLoadError(source.model_id, "its tokenizer's vocabulary is missing", _repair(source))
+
+
+def _repair(source: ModelSource) -> str:
+    return f"Its files are in {source.folder}: fetch them anew, or pass another model"
 
 
 def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingConfig) -> tuple[str, str]:
@@ -211,7 +258,7 @@ def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingC
     default = own.get(model.default_prompt_name or "", "")
     query = next((own[name] for name in _QUERY_PROMPT_NAMES if name in own), default)
     document = next((own[name] for name in _DOCUMENT_PROMPT_NAMES if name in own), default)
-    if not query and not document and (is_e5(source.name) or is_e5(_trained_as(model))):
+    if not query and not document and (is_e5(source.name) or is_e5(_trained_as(source))):
         query, document = _E5_PROMPTS
     return (
         query if config.query_prompt is None else config.query_prompt,
@@ -219,20 +266,20 @@ def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingC
     )
 
 
-def _trained_as(model: SentenceTransformer) -> str:
-    """The name that the model's configuration carries of where it came from, if any."""
-    for module in model:
-        inner = getattr(getattr(module, "auto_model", None), "config", None)
-        if inner is not None:
-            return str(getattr(inner, "_name_or_path", ""))
-    return ""
+def _trained_as(source: ModelSource) -> str:
+    """The name that the configuration carries of what the model was trained from, if any."""
+    try:
+        value = json.loads((source.folder / "config.json").read_bytes())["_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):  # a model of other modules; what matters was read at load
+        return ""
+    return str(value).rsplit("/", 1)[-1]
 
 
 def _fingerprint(source: ModelSource, config: EmbeddingConfig, embedder: SentenceTransformerEmbedder) -> str:
     try:
         digest = model_digest(source.folder, with_code=config.trust_remote_code)
     except OSError as error:
-        raise ModelLoadError(source.model_id, f"its files cannot be read ({_first_line(error)})", REMEDY) from error
+        raise ModelLoadError(source.model_id, f"its files cannot be read ({first_line(error)})", REMEDY) from error
     # the two half types differ less from each other than a GPU does from a CPU
     precision = "full" if config.dtype in (None, "float32") else "half"
     return (
@@ -270,30 +317,37 @@ class _FairLock:
             self._changed.notify_all()
 
 
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        _log.debug("%s: %s", record.name, self.messages[-1])
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars, log lines and warnings of the libraries away while a model is loaded from this machine."""
+def _quiet() -> Iterator[list[str]]:
+    """Keep progress bars, warnings and log lines of the libraries from stderr while a model is loaded from this
+    machine. Gives their log lines as a list that grows."""
+    collector = _Collector()
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
     bars: Any = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(ImportError):
-            from transformers.utils import logging as bars
+            from transformers.utils import logging as bars  # it sets up its logger when imported
         had_bars = bars is not None and bars.is_progress_bar_enabled()
+        kept = [(logger.handlers, logger.propagate) for logger in loggers]
         try:
             for logger in loggers:
-                logger.setLevel(logging.ERROR)
+                logger.handlers, logger.propagate = [collector], False
             if had_bars:
                 bars.disable_progress_bar()
-            yield
+            yield collector.messages
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            for logger, (handlers, propagate) in zip(loggers, kept, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate
             if had_bars:
                 bars.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

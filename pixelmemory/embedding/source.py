@@ -19,7 +19,7 @@ import msgspec
 
 from pixelmemory.errors import ModelLoadError
 
-__all__ = ["REMEDY", "ModelSource", "find_model", "is_e5"]
+__all__ = ["REMEDY", "ModelSource", "find_model", "first_line", "is_e5"]
 
 _log = logging.getLogger("pixelmemory.embedding")
 
@@ -46,10 +46,16 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     #: the model's name without what is of this machine
     name: str
+    #: whether the files lie in the hub's cache, where a download can complete them
+    from_hub: bool
 
 
-def find_model(model_id: str) -> ModelSource:
+def find_model(model_id: str, *, refresh: bool = False) -> ModelSource:
     """Find the files of ``model_id``, a path or an id on the hub, and download them if they are nowhere here.
+
+    Args:
+        model_id: as the user gave it.
+        refresh: complete the hub's cache from the hub even if it seems whole.
 
     Raises:
         ModelLoadError: there is no such folder or model, or the hub cannot be reached.
@@ -59,7 +65,7 @@ def find_model(model_id: str) -> ModelSource:
         return _from_folder(model_id, path)
     if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1 or "\\" in model_id:
         raise ModelLoadError(model_id, "there is no such folder", REMEDY)
-    return _from_hub(model_id)
+    return _from_hub(model_id, refresh)
 
 
 def is_e5(name: str) -> bool:
@@ -76,10 +82,10 @@ def _from_folder(model_id: str, path: Path) -> ModelSource:
     folder = path.absolute()
     # in the hub's cache the folder's name is a commit, and the model's is two levels up
     named = folder.parent.parent if folder.parent.name == "snapshots" else folder
-    return ModelSource(model_id=model_id, target=str(folder), folder=folder, name=named.name)
+    return ModelSource(model_id=model_id, target=str(folder), folder=folder, name=named.name, from_hub=False)
 
 
-def _from_hub(model_id: str) -> ModelSource:
+def _from_hub(model_id: str, refresh: bool) -> ModelSource:
     try:
         import huggingface_hub
         from huggingface_hub.errors import HFValidationError
@@ -89,8 +95,8 @@ def _from_hub(model_id: str) -> ModelSource:
     candidates = [model_id] if "/" in model_id else [f"{_DEFAULT_ORGANIZATION}/{model_id}", model_id]
     try:
         for repo_id in candidates:
-            if (folder := _cached(repo_id)) is not None:
-                return ModelSource(model_id=model_id, target=repo_id, folder=folder, name=repo_id)
+            if (folder := _cached(repo_id)) is not None and not refresh:
+                return ModelSource(model_id=model_id, target=repo_id, folder=folder, name=repo_id, from_hub=True)
     except HFValidationError as error:
         raise ModelLoadError(model_id, "it is neither a folder nor an id on the hub", REMEDY) from error
 
@@ -98,7 +104,7 @@ def _from_hub(model_id: str) -> ModelSource:
         raise ModelLoadError(model_id, "it is not on this machine, and HF_HUB_OFFLINE forbids to download it", REMEDY)
     repo_id, files = _ask_hub(model_id, candidates)
     folder = _download(model_id, repo_id, files)
-    return ModelSource(model_id=model_id, target=repo_id, folder=folder, name=repo_id)
+    return ModelSource(model_id=model_id, target=repo_id, folder=folder, name=repo_id, from_hub=True)
 
 
 def _cache_folder() -> str | None:
@@ -160,8 +166,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "has no such model (or it is private, and no token is set)"
     if isinstance(error, HfHubHTTPError):
-        return f"refused it ({_first_line(error)})"
-    return f"cannot be reached ({_first_line(error)})"
+        return f"refused it ({first_line(error)})"
+    return f"cannot be reached ({first_line(error)})"
 
 
 def _download(model_id: str, repo_id: str, files: list[str]) -> Path:
@@ -177,10 +183,11 @@ def _download(model_id: str, repo_id: str, files: list[str]) -> Path:
             with contextlib.suppress(EntryNotFoundError):
                 hf_hub_download(repo_id, "modules.json", **arguments)  # leaves in the cache that there is none
     except Exception as error:
-        raise ModelLoadError(model_id, f"the download failed ({_first_line(error)})", REMEDY) from error
+        raise ModelLoadError(model_id, f"the download failed ({first_line(error)})", REMEDY) from error
     return folder
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What the error is and what it says, for a message of ours."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip('. ')}" if lines else type(error).__name__

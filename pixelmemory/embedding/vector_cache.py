@@ -56,6 +56,9 @@ class VectorCache:
         self._dimensions = dimensions
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
+        self._closed = False
+        #: kinds of operation whose failure has been reported
+        self._failed: set[str] = set()
         #: None while the cache cannot be used; every call is then a miss
         self._database: sqlite3.Connection | None = None
         with self._lock:
@@ -113,6 +116,9 @@ class VectorCache:
         """Erase the vectors of ``texts``: their bytes are overwritten, in the file and in what SQLite keeps beside it.
 
         Where that fails, the whole cache is deleted instead.
+
+        Raises:
+            OSError: and that failed too, so that the vectors are still on disk.
         """
         keys = [(_key(_digest(text)),) for text in texts]
 
@@ -124,18 +130,22 @@ class VectorCache:
                 raise sqlite3.OperationalError("another process reads the file")
 
         with self._lock:
-            if self._database is not None and not self._attempt("erase", erase):
-                self._start_anew()
+            if not self._attempt("erase", erase):
+                self._delete_all()
 
     def clear(self) -> None:
-        """Delete every vector."""
+        """Delete every vector.
+
+        Raises:
+            OSError: the file cannot be deleted.
+        """
         with self._lock:
-            if self._database is not None:
-                self._start_anew()
+            self._delete_all()
 
     def close(self) -> None:
         """Close the file; every later call is a miss. Closing twice is fine."""
         with self._lock:
+            self._closed = True
             self._close()
 
     # -- one boundary for everything that SQLite and the file system may raise; all of it under the lock
@@ -150,7 +160,9 @@ class VectorCache:
         try:
             action(self._database)
         except (sqlite3.Error, OSError) as error:
-            _log.warning("the vector cache %s: %s failed: %s", self._path, what, error)
+            level = logging.DEBUG if what in self._failed else logging.WARNING  # a full disk fails every time
+            self._failed.add(what)
+            _log.log(level, "the vector cache %s: %s failed: %s", self._path, what, error)
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 self._start_anew()  # the file is damaged, and will be at every call
             return False
@@ -166,12 +178,21 @@ class VectorCache:
             _log.warning("the vector cache %s cannot be used: %s", self._path, error)
 
     def _start_anew(self) -> None:
-        self._close()
         try:
-            self._delete(self._path)
-            self._database = self._connect()
-        except (sqlite3.Error, OSError) as error:
-            _log.warning("the vector cache %s cannot be used: %s", self._path, error)
+            self._delete_all()
+        except OSError as error:
+            _log.warning("the vector cache %s cannot be deleted: %s", self._path, error)
+
+    def _delete_all(self) -> None:
+        """Delete the file and, unless the cache was closed, begin a new one."""
+        usable = not self._closed
+        self._close()
+        self._delete(self._path)
+        if usable:
+            try:
+                self._database = self._connect()
+            except (sqlite3.Error, OSError) as error:
+                _log.warning("the vector cache %s cannot be used: %s", self._path, error)
 
     def _connect(self) -> sqlite3.Connection:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
