@@ -330,13 +330,15 @@ class WaitTimeoutError(PixelmemoryError, TimeoutError):
         lsn: what was waited for.
         watermark: the last LSN that is visible.
         timeout_seconds: how long was waited.
+        cause: what keeps the projector, where it is known.
     """
 
-    def __init__(self, lsn: int, watermark: int, timeout_seconds: float) -> None:
+    def __init__(self, lsn: int, watermark: int, timeout_seconds: float, cause: str | None = None) -> None:
         super().__init__(
             f"LSN {lsn} was not visible after {timeout_seconds:g} s: the projection is at LSN {watermark}, "
-            f"{lsn - watermark} events behind"
+            f"{lsn - watermark} events behind" + (f"; {cause}" if cause else "")
         )
         self.lsn = lsn
         self.watermark = watermark
         self.timeout_seconds = timeout_seconds
+        self.cause = cause

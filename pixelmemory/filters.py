@@ -73,9 +73,10 @@ Filter: TypeAlias = And | Or | Not | Condition
 
 # ------------------------------------------------------------------------------------------------------ parsing
 
-_COMPARISONS: Final = {"$gt": Operator.GT, "$gte": Operator.GTE, "$lt": Operator.LT, "$lte": Operator.LTE}
 _LOGICAL: Final = ("$and", "$or", "$not")
-_OPERATORS: Final = ("$eq", "$ne", *_COMPARISONS, "$in", "$nin", "$exists", "$contains", *_LOGICAL)
+_OPERATORS: Final = (
+    "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$contains", *_LOGICAL,
+)  # fmt: skip
 
 
 def parse_filter(value: object, options: Options, field: str = "metadata_filter") -> Filter | None:
@@ -111,54 +112,64 @@ class _Parser:
         for key, operand in self._items(value, field):
             place = f"{field}.{key}"
             if key in _LOGICAL:
-                self._count_node()
+                self._count_nodes(1)
                 items.append(self._logical(key, operand, None, place, depth))
             elif key.startswith("$"):
                 raise InvalidFilterError(place, _misplaced(key))
             else:
-                items.append(self._field_filter(_split_path(key), operand, place, depth))
+                path = _split_path(key)
+                self._count_nodes(len(path) - 1)
+                items.append(self._field_filter(path, operand, place, depth))
         return items[0] if len(items) == 1 else And(tuple(items))
 
     def _field_filter(self, path: tuple[str, ...], operand: object, field: str, depth: int) -> Filter:
         """What a field must be: a plain value, or a dict of operators that are all to hold."""
         self._check_depth(depth)
         if not isinstance(operand, Mapping) or not any(isinstance(key, str) and key[:1] == "$" for key in operand):
-            self._count_node()
+            self._count_nodes(1)
             return Condition(path, Operator.EQ, self._literal(operand, field))
-        items = [self._operator(path, key, value, f"{field}.{key}", depth) for key, value in self._items(operand, field)]
+        operators = self._items(operand, field)
+        items = [self._operator(path, key, value, f"{field}.{key}", depth) for key, value in operators]
         return items[0] if len(items) == 1 else And(tuple(items))
 
     def _operator(self, path: tuple[str, ...], key: str, operand: object, field: str, depth: int) -> Filter:
-        self._count_node()
-        if key in _COMPARISONS:
-            literal = self._literal(operand, field)
-            if ordered_kind(literal) is None:
-                raise InvalidFilterError(field, "must be given a number, a string or a boolean: others have no order")
-            return Condition(path, _COMPARISONS[key], literal)
+        self._count_nodes(1)
         match key:
-            case "$eq" | "$ne":
-                found: Filter = Condition(path, Operator.EQ, self._literal(operand, field))
-            case "$in" | "$nin":
-                if not isinstance(operand, (list, tuple)):
-                    raise InvalidFilterError(field, f"must be given a list, not {type(operand).__name__}")
-                found = Condition(path, Operator.IN, self._literal(list(operand), field))
+            case "$eq":
+                return Condition(path, Operator.EQ, self._literal(operand, field))
+            case "$ne":
+                return Not(Condition(path, Operator.EQ, self._literal(operand, field)))
+            case "$in":
+                return Condition(path, Operator.IN, self._list(operand, field))
+            case "$nin":
+                return Not(Condition(path, Operator.IN, self._list(operand, field)))
+            case "$contains":
+                return Condition(path, Operator.CONTAINS, self._literal(operand, field))
+            case "$gt" | "$gte" | "$lt" | "$lte":
+                return Condition(path, Operator(key), self._ordered(operand, field))
             case "$exists":
                 if not isinstance(operand, bool):
                     raise InvalidFilterError(field, f"must be given True or False, not {operand!r:.80}")
                 found = Condition(path, Operator.EXISTS, True)
                 return found if operand else Not(found)
-            case "$contains":
-                return Condition(path, Operator.CONTAINS, self._literal(operand, field))
             case "$and" | "$or" | "$not":
                 return self._logical(key, operand, path, field, depth)
-            case _ if not key.startswith("$"):
-                raise InvalidFilterError(
-                    field, "stands beside operators; to compare with a whole object, give it to $eq; to reach into "
-                    "one, use a dotted path"
-                )  # fmt: skip
-            case _:
+            case _ if key.startswith("$"):
                 raise InvalidFilterError(field, _misplaced(key))
-        return Not(found) if key in ("$ne", "$nin") else found
+            case _:
+                reason = "stands beside operators; give a whole object to $eq, or reach into one by a dotted path"
+                raise InvalidFilterError(field, reason)
+
+    def _list(self, operand: object, field: str) -> Any:
+        if not isinstance(operand, (list, tuple)):
+            raise InvalidFilterError(field, f"must be given a list, not {type(operand).__name__}")
+        return self._literal(list(operand), field)
+
+    def _ordered(self, operand: object, field: str) -> Any:
+        literal = self._literal(operand, field)
+        if ordered_kind(literal) is None:
+            raise InvalidFilterError(field, "must be given a number, a string or a boolean: others have no order")
+        return literal
 
     def _logical(self, key: str, operand: object, path: tuple[str, ...] | None, field: str, depth: int) -> Filter:
         """``$and``, ``$or``, ``$not`` of whole filters, or under a field (``path``) of what that field must be."""
@@ -184,7 +195,7 @@ class _Parser:
             self._literal(key, field)
         return list(value.items())
 
-    def _literal(self, value: object, field: str) -> Any:  # noqa: ANN401 - any JSON value
+    def _literal(self, value: object, field: str) -> Any:
         try:
             literal = plain_json(value, self._options, field)
         except (InvalidArgumentError, InvalidTypeError) as error:
@@ -195,9 +206,9 @@ class _Parser:
             raise InvalidFilterError(self._field, f"takes more than {limit} bytes as JSON (metadata_bytes_max)")
         return literal
 
-    def _count_node(self) -> None:
-        """A condition or a logical operator; what is given to an operator is no node."""
-        self._nodes += 1
+    def _count_nodes(self, nodes: int) -> None:
+        """A condition is a node, and so is a logical operator and every step of a path beyond the first."""
+        self._nodes += nodes
         if self._nodes > self._options.filter_nodes_max:
             limit = self._options.filter_nodes_max
             raise InvalidFilterError(self._field, f"has more than {limit} nodes (filter_nodes_max)")
@@ -274,7 +285,7 @@ def _reach(metadata: Mapping[str, Any], path: tuple[str, ...]) -> object:
     return value
 
 
-def _holds(op: Operator, operand: Any, value: object) -> bool:  # noqa: ANN401 - any JSON value
+def _holds(op: Operator, operand: Any, value: object) -> bool:
     if op is Operator.EXISTS:
         return value is not _MISSING
     if value is _MISSING:
@@ -313,7 +324,7 @@ def ordered_kind(value: object) -> str | None:
     return "string" if isinstance(value, str) else None
 
 
-def _in_order(op: Operator, value: object, operand: Any) -> bool:  # noqa: ANN401 - any JSON value
+def _in_order(op: Operator, value: object, operand: Any) -> bool:
     kind = ordered_kind(operand)
     if ordered_kind(value) != kind:
         return False
@@ -330,6 +341,6 @@ def _in_order(op: Operator, value: object, operand: Any) -> bool:  # noqa: ANN40
             return bool(left <= right)
 
 
-def _decimal(number: Any) -> Decimal:  # noqa: ANN401 - an int or a float
+def _decimal(number: Any) -> Decimal:
     """The number as its JSON text says it, which is what the database compares."""
     return Decimal(number) if isinstance(number, int) else Decimal(repr(number))

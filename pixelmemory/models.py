@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, NamedTuple, TypedDict
-
-from typing_extensions import NotRequired
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 __all__ = ["Health", "MemoryRecord", "Stats"]
 

@@ -161,7 +161,9 @@ def _check_field(name: str, value: object, kind: str) -> None:
     elif kind in ("int", "float"):
         number = int if kind == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, number):
-            raise InvalidTypeError(name, f"must be {'an int' if kind == 'int' else 'a number'}, not {type(value).__name__}")
+            raise InvalidTypeError(
+                name, f"must be {'an int' if kind == 'int' else 'a number'}, not {type(value).__name__}"
+            )
         minimum = _MINIMUM.get(name, 1)
         if not minimum <= value < float("inf"):  # type: ignore[operator]
             raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {value}")

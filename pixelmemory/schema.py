@@ -48,17 +48,19 @@ class ColumnKind(enum.Enum):
 
 
 #: columns that every table has
-OWN_COLUMNS: Final = frozenset(
-    "memory_id id_text content metadata metadata_text timestamp lsn namespace namespace_key content_embedding".split()
-)
+OWN_COLUMNS: Final = frozenset((
+    "memory_id", "id_text", "content", "metadata", "metadata_text", "timestamp", "lsn", "namespace", "namespace_key",
+    "content_embedding",
+))  # fmt: skip
 #: names that Pixeltable keeps for the methods of its tables
-PIXELTABLE_NAMES: Final = frozenset(
-    """add_btree_index add_column add_columns add_computed_column add_embedding_index alter_column
-    alter_computed_column batch_update collect columns compute count cursor delete describe distinct drop_column
-    drop_embedding_index drop_index get_base_table get_metadata get_versions group_by head history insert join limit
-    list_views order_by recompute_columns rename_column revert sample select select_list_to_additional_columns show
-    tail to_coco_dataset to_pytorch_dataset update validate_view_query where""".split()
-)
+PIXELTABLE_NAMES: Final = frozenset((
+    "add_btree_index", "add_column", "add_columns", "add_computed_column", "add_embedding_index", "alter_column",
+    "alter_computed_column", "batch_update", "collect", "columns", "compute", "count", "cursor", "delete", "describe",
+    "distinct", "drop_column", "drop_embedding_index", "drop_index", "get_base_table", "get_metadata", "get_versions",
+    "group_by", "head", "history", "insert", "join", "limit", "list_views", "order_by", "recompute_columns",
+    "rename_column", "revert", "sample", "select", "select_list_to_additional_columns", "show", "tail",
+    "to_coco_dataset", "to_pytorch_dataset", "update", "validate_view_query", "where",
+))  # fmt: skip
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
@@ -73,7 +75,7 @@ class Schema:
         fingerprint: hexadecimal digest of the columns' names and kinds. Equal where the same tables serve.
     """
 
-    def __init__(self, model: Any, columns: Mapping[str, ColumnKind]) -> None:  # noqa: ANN401 - a type
+    def __init__(self, model: Any, columns: Mapping[str, ColumnKind]) -> None:
         self._model = model
         self.columns: dict[str, ColumnKind] = dict(columns)
         text = "\n".join(f"{name}:{kind.value}" for name, kind in sorted(self.columns.items()))
@@ -125,7 +127,7 @@ _NO_COLUMN_VALUE: Final = {
 }
 
 
-def _column_value(value: Any, kind: ColumnKind) -> Any:  # noqa: ANN401 - any JSON value
+def _column_value(value: Any, kind: ColumnKind) -> Any:
     match kind:
         case ColumnKind.JSON:
             return value
@@ -235,7 +237,7 @@ def _check_names(names: list[Any]) -> None:
         seen[folded] = name
 
 
-def _without_pixeltable(given: Any, field: str) -> Any:  # noqa: ANN401 - a type
+def _without_pixeltable(given: Any, field: str) -> Any:
     """The type ``given`` with Pixeltable's replaced by Python's. They are told by module and name."""
     if isinstance(given, type) and given.__module__.partition(".")[0] == "pixeltable":
         if given.__name__ == "Json":
@@ -256,7 +258,7 @@ def _without_pixeltable(given: Any, field: str) -> Any:  # noqa: ANN401 - a type
     return origin[arguments]
 
 
-def _column_kind(kind: Any, field: str) -> ColumnKind:  # noqa: ANN401 - a type
+def _column_kind(kind: Any, field: str) -> ColumnKind:
     try:
         info = inspect.type_info(kind)
         if isinstance(info, inspect.CustomType):

@@ -26,6 +26,8 @@ from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExce
 from pixelmemory.options import Options
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pixelmemory.schema import Schema
 
 __all__ = [
@@ -121,7 +123,7 @@ MEMORY_ID_NAMESPACE = uuid.UUID("6f0c1d0e-5b1a-4c53-9a6e-70c9c1a0f4d2")
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 # A generator of our own, so that a program that seeds the global one does not make the same ids twice.
-_random = random.Random(os.urandom(32))
+_random = random.Random(os.urandom(32))  # noqa: S311 - ids are unique, not secret
 _id_lock = threading.Lock()
 #: the last id's 48 bits of milliseconds and 74 free bits; only grows, so ids are monotone within the process
 _id_last = 0
@@ -271,26 +273,37 @@ class _Copier:
         if self._nodes > self._options.metadata_bytes_max:
             limit = self._options.metadata_bytes_max
             raise LimitExceededError(self._field, f"takes more than {limit} bytes as JSON (metadata_bytes_max)")
-        if value is None or value is True or value is False:
-            return value
-        if isinstance(value, str):
-            if reason := _bad_text(value):
-                raise InvalidArgumentError(field, reason)
-            return str.__str__(value)
-        if isinstance(value, int):
-            return self._integer(value, field)
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                raise InvalidArgumentError(field, f"must be a finite number, not {float(value)}: JSON has no such value")
-            return float.__float__(value)
-        if isinstance(value, (Mapping, list)):
-            if depth > self._options.metadata_depth_max:
-                limit = self._options.metadata_depth_max
-                raise LimitExceededError(self._field, f"is nested more than {limit} levels deep (metadata_depth_max)")
-            if isinstance(value, list):
-                return [self.copy(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
-            return self._object(value, field, depth)
-        raise InvalidTypeError(field, _no_json(value))
+        match value:
+            case None | True | False:
+                return value
+            case str():
+                return self._text(value, field)
+            case int():
+                return self._integer(value, field)
+            case float():
+                return self._float(value, field)
+            case list() | Mapping():
+                return self._container(value, field, depth)
+            case _:
+                raise InvalidTypeError(field, _no_json(value))
+
+    def _container(self, value: list[Any] | Mapping[Any, Any], field: str, depth: int) -> Any:
+        limit = self._options.metadata_depth_max
+        if depth > limit:
+            raise LimitExceededError(self._field, f"is nested more than {limit} levels deep (metadata_depth_max)")
+        if isinstance(value, list):
+            return [self.copy(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return self._object(value, field, depth)
+
+    def _text(self, value: str, field: str) -> str:
+        if reason := _bad_text(value):
+            raise InvalidArgumentError(field, reason)
+        return str.__str__(value)
+
+    def _float(self, value: float, field: str) -> float:
+        if not math.isfinite(value):
+            raise InvalidArgumentError(field, f"must be finite, not {float(value)}: JSON has no such number")
+        return float.__float__(value)
 
     def _integer(self, value: int, field: str) -> int:
         value = int.__int__(value)
@@ -420,22 +433,11 @@ def check_vector(value: object, dimensions: int, field: str = "embedding") -> by
     """
     import numpy as np  # not needed by a program that has no vectors of its own
 
-    if hasattr(value, "detach"):  # a torch tensor, on whatever device and of whatever precision
-        value = value.detach().cpu().double().numpy()
-    if isinstance(value, (str, bytes, bytearray, Mapping)) or not hasattr(value, "__len__"):
-        raise InvalidTypeError(field, f"must be a sequence of numbers, not {_kind(value)}")
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (bool, str, bytes)) for item in value):
-        raise InvalidTypeError(field, "must hold numbers alone")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError):  # ragged
-        raise InvalidTypeError(field, "must be a flat sequence of numbers") from None
+    array = _numbers(value, field)
     if array.ndim != 1:
         raise InvalidArgumentError(field, f"must have one dimension, not {array.ndim}")
     if len(array) != dimensions:
         raise InvalidArgumentError(field, f"must have {dimensions} numbers, not {len(array)}")
-    if array.dtype.kind not in "fiu":
-        raise InvalidTypeError(field, f"must hold numbers alone, not {array.dtype}")
     with np.errstate(over="ignore"):
         vector = array.astype("<f4")
     if not np.isfinite(vector).all():
@@ -447,6 +449,24 @@ def check_vector(value: object, dimensions: int, field: str = "embedding") -> by
         reason = f"has the norm {norm:g}, and must have one from {_NORM_MIN:g} to {_NORM_MAX:g}; normalize it"
         raise InvalidArgumentError(field, reason)
     return vector.tobytes()
+
+
+def _numbers(value: Any, field: str) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    if hasattr(value, "detach"):  # a torch tensor, on whatever device and of whatever precision
+        value = value.detach().cpu().double().numpy()
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or not hasattr(value, "__len__"):
+        raise InvalidTypeError(field, f"must be a sequence of numbers, not {_kind(value)}")
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (bool, str, bytes)) for item in value):
+        raise InvalidTypeError(field, "must hold numbers alone")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):  # ragged
+        raise InvalidTypeError(field, "must be a flat sequence of numbers") from None
+    if array.size and array.dtype.kind not in "fiu":
+        raise InvalidTypeError(field, f"must hold numbers alone, not {array.dtype}")
+    return array
 
 
 # ------------------------------------------------------------------------------------------------------ entries
@@ -484,8 +504,8 @@ def check_entry(
     if not isinstance(entry, Mapping):
         raise InvalidTypeError(field or "entry", f"must be a dict with 'content', not {_kind(entry)}")
     if unknown := [key for key in entry if key not in _ENTRY_KEYS]:
-        known = ", ".join(sorted(_ENTRY_KEYS))
-        raise InvalidArgumentError(field or "entry", f"has unknown keys: {', '.join(map(repr, unknown))}; known are {known}")
+        names, known = ", ".join(map(repr, unknown)), ", ".join(sorted(_ENTRY_KEYS))
+        raise InvalidArgumentError(field or "entry", f"has unknown keys: {names}; known are {known}")
     if "content" not in entry:
         raise InvalidArgumentError(field or "entry", "has no 'content'")
     prefix = f"{field}." if field else ""

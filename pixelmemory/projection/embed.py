@@ -71,9 +71,7 @@ def unregister(store_id: str) -> None:
 
 
 @pxt.udf(batch_size=ROWS_PER_CALL)
-def embed_content(
-    content: Batch[str], store_id: str, dimensions: int
-) -> Batch[pxt.Array[(None,), np.float32]]:  # type: ignore[valid-type,name-defined]
+def embed_content(content: Batch[str], store_id: str, dimensions: int) -> Batch[pxt.Array[(None,), np.float32]]:  # type: ignore[valid-type,name-defined]
     """The vectors of ``content`` in the store ``store_id``: float32, ``(dimensions,)`` each."""
     source = _sources.get(store_id)
     if source is None:

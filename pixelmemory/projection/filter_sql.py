@@ -8,6 +8,9 @@ unless the field has a typed column, whose index then serves them.
 Everything that comes from the filter is a parameter, keys included. An expression may be NULL where the metadata is
 NULL or has nothing at a path; that is as good as false in ``WHERE``, ``AND`` and ``OR``, and negation is written
 ``IS NOT TRUE``, so that a missing key satisfies it.
+
+Plans depend on the parameters' values: run these statements with ``plan_cache_mode = force_custom_plan`` where the
+driver prepares them. A generic plan is right as well, but compares a long ``$in`` one by one.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ __all__ = ["STRING_INDEX_CHARS", "compile_filter"]
 #: STRING columns are indexed by this many leading characters (a btree entry holds at most 2,704 bytes), as
 #: ``left(column, 256) COLLATE "C"``
 STRING_INDEX_CHARS: Final = 256
+
+#: elements of an ``$in`` that are looked up in the index one by one; more are compared by hash in a scan
+IN_LOOKUPS_MAX: Final = 100
+#: of these, objects and lists
+IN_NESTED_MAX: Final = 8
 
 _SIGNS: Final = {Operator.GT: ">", Operator.GTE: ">=", Operator.LT: "<", Operator.LTE: "<="}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
@@ -59,6 +67,8 @@ class _Compiler:
         self._typed = typed
         self._typed_complete = typed_complete
         self.parameters: dict[str, Any] = {}
+        #: (text, type) -> its placeholder, so that a path is passed once
+        self._placeholders: dict[tuple[str, str], str] = {}
 
     def compile(self, node: Filter) -> str:
         match node:
@@ -75,9 +85,14 @@ class _Compiler:
         return f"({word.join(parts)})" if parts else none
 
     def _parameter(self, value: object, kind: str) -> str:
+        if isinstance(value, str) and (known := self._placeholders.get((value, kind))):
+            return known
         name = f"f{len(self.parameters)}"
         self.parameters[name] = value
-        return f"%({name})s::{kind}"
+        placeholder = f"%({name})s::{kind}"
+        if isinstance(value, str):
+            self._placeholders[value, kind] = placeholder
+        return placeholder
 
     # -- conditions on the metadata column
 
@@ -91,6 +106,8 @@ class _Compiler:
                 return f"({self._value(condition.path)} IS NOT NULL)"
             case Operator.EQ:
                 return self._any_equal(condition.path, [condition.operand], whole=True)
+            case Operator.IN if _is_long(condition.operand):
+                return self._any_equal_by_hash(condition.path, condition.operand)
             case Operator.IN:
                 return self._any_equal(condition.path, condition.operand, whole=True)
             case Operator.CONTAINS:
@@ -108,23 +125,33 @@ class _Compiler:
         contained: list[str] = []
         parts: list[str] = []
         for operand in operands:
-            holds_element, holds_whole = _at_path(path, [operand]), _at_path(path, operand)
+            as_whole, as_element = _at_path(path, operand), _at_path(path, [operand])
             if not isinstance(operand, (dict, list)):
-                contained += [holds_whole, holds_element] if whole else [holds_element]
+                contained += [as_whole, as_element] if whole else [as_element]
                 continue
-            value, exact = self._value(path), self._parameter(_json(operand), "jsonb")
+            exact = self._parameter(_json(operand), "jsonb")
             if whole:
-                narrowed = f"{self._metadata} @> {self._parameter(holds_whole, 'jsonb')}"
-                parts.append(f"({narrowed} AND {value} = {exact})")
-            narrowed = f"{self._metadata} @> {self._parameter(holds_element, 'jsonb')}"
-            elements = f"jsonb_array_elements(CASE jsonb_typeof({value}) WHEN 'array' THEN {value} ELSE '[]' END)"
-            found = f"EXISTS (SELECT 1 FROM {elements} AS e(element) WHERE e.element = {exact})"  # noqa: S608 - no values
-            parts.append(f"({narrowed} AND {found})")
+                parts.append(f"({self._contains(as_whole)} AND {self._value(path)} = {exact})")
+            parts.append(f"({self._contains(as_element)} AND {self._has_element(path, f'= {exact}')})")
         if len(contained) == 1:
-            parts.append(f"{self._metadata} @> {self._parameter(contained[0], 'jsonb')}")
+            parts.append(self._contains(contained[0]))
         elif contained:
             parts.append(f"{self._metadata} @> ANY({self._parameter(contained, 'jsonb[]')})")
         return self._joined(" OR ", parts, "FALSE")
+
+    def _any_equal_by_hash(self, path: tuple[str, ...], operands: Sequence[Any]) -> str:
+        """As :meth:`_any_equal` of many operands. Containment would try one after the other for every row."""
+        value = self._value(path)
+        test = f"= ANY({self._parameter([_json(operand) for operand in operands], 'jsonb[]')})"
+        return f"({value} {test} OR (jsonb_typeof({value}) = 'array' AND {self._has_element(path, test)}))"
+
+    def _contains(self, text: str) -> str:
+        return f"{self._metadata} @> {self._parameter(text, 'jsonb')}"
+
+    def _has_element(self, path: tuple[str, ...], test: str) -> str:
+        value = self._value(path)
+        elements = f"jsonb_array_elements(CASE jsonb_typeof({value}) WHEN 'array' THEN {value} ELSE '[]' END)"
+        return f"EXISTS (SELECT 1 FROM {elements} AS e(element) WHERE e.element {test})"
 
     def _compared(self, condition: Condition) -> str:
         """A comparison with the value or any element of it.
@@ -201,6 +228,11 @@ def _integer_bound(op: Operator, operand: int | float) -> int | None:
             return math.ceil(number)
         case _:
             return int(number) if number == int(number) else None
+
+
+def _is_long(operands: Sequence[Any]) -> bool:
+    """Whether so many index look-ups (or so many parameters, for objects and lists) cost more than one scan."""
+    return len(operands) > IN_LOOKUPS_MAX or sum(isinstance(each, (dict, list)) for each in operands) > IN_NESTED_MAX
 
 
 def _at_path(path: tuple[str, ...], value: object) -> str:

@@ -46,6 +46,7 @@ class Change(msgspec.Struct):
 
     @property
     def key(self) -> tuple[str, str]:
+        """(namespace, memory id)."""
         return self.namespace, self.memory_id
 
     def _apply(self, event: MemoryAdded | MemoryUpdated | MemoryDeleted) -> None:

@@ -46,13 +46,12 @@ class GraphKeeper:
     def start(self) -> None:
         """Learn which graphs there are (one that a kill left half-built is dropped) and start the builder."""
         with psycopg.connect(connection_string(), autocommit=True) as connection:
-            indexes = {
-                name: valid
-                for name, valid in connection.execute(
+            indexes: dict[str, bool] = dict(
+                connection.execute(
                     "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
                     "JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'"
                 )
-            }
+            )
             for name in self._tables.memory_tables():
                 graph = self._tables.store_table(name).graph if indexes else None
                 if graph in indexes:
@@ -67,6 +66,7 @@ class GraphKeeper:
         self._work.put(None)
 
     def has_graph(self, table: str) -> bool:
+        """Whether ``table`` has a graph that searches may use."""
         return table in self._graphs
 
     def wait(self, timeout_seconds: float) -> bool:

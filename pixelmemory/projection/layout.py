@@ -24,6 +24,7 @@ from pixeltable import exceptions as excs
 from pixelmemory.options import Layout
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.embed import embed_content
+from pixelmemory.projection.filter_sql import STRING_INDEX_CHARS
 from pixelmemory.projection.store_sql import StoreTable
 from pixelmemory.schema import ColumnKind, Schema
 
@@ -108,7 +109,7 @@ class TableSet:
     # -- the projection as a whole
 
     def stored_state(self) -> tuple[ProjectionState, int] | None:
-        """What the projection in the database was made from, and its checkpoint; None if there is none, or half of one."""
+        """What the projection in the database was made from, and its checkpoint; None if there is none, or half."""
         try:
             table = pxt.get_table(f"{self.path}/state")
             rows = list(table.select().collect())
@@ -257,5 +258,7 @@ class TableSet:
                 continue
             # a long string does not fit a btree entry, so strings are indexed by their beginning
             collate = ' COLLATE "C"' if kind is ColumnKind.STRING else ""
-            expression = f"left({column[name]}, 256){collate}" if kind is ColumnKind.STRING else column[name]
+            expression = (
+                f"left({column[name]}, {STRING_INDEX_CHARS}){collate}" if kind is ColumnKind.STRING else column[name]
+            )
             store_sql.create_index(table, f"typed_{column[name]}", f"btree ({prefix}({expression}))")

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psycopg
 import pixeltable as pxt
+import psycopg
 
 from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError
 from pixelmemory.log import Log
@@ -172,5 +172,3 @@ def _differences(found: ProjectionState, state: ProjectionState) -> str:
         for name in names
         if getattr(found, name) != getattr(state, name)
     )
-
-

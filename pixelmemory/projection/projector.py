@@ -142,6 +142,7 @@ class Projector:
         ]
 
     def start(self) -> None:
+        """Start both threads."""
         for thread in self._threads:
             thread.start()
 
@@ -178,6 +179,7 @@ class Projector:
         return future
 
     def stats(self) -> ProjectorStats:
+        """Figures since the store was opened."""
         return ProjectorStats(
             self.watermark,
             self._batches,
@@ -278,7 +280,7 @@ class Projector:
                     outcomes[texts.pop(index)] = str(error)
                     continue
                 failure: Exception = error
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a model raises is looked into below
                 failure = error
             else:
                 self._texts += len(texts)
@@ -293,7 +295,7 @@ class Projector:
                 return outcomes | self._embed_each(texts[:half]) | self._embed_each(texts[half:])
             self._block("embedding", failure)
             if self._stopping.wait(pause):
-                return outcomes | {text: "the store was closed" for text in texts}
+                return outcomes | dict.fromkeys(texts, "the store was closed")
             pause = min(pause * 2, self._options.retry_seconds_max)
         return outcomes
 
@@ -305,7 +307,7 @@ class Projector:
             if isinstance(item, _Request):
                 try:
                     item.future.set_result(item.run())
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - it is the requester's
                     item.future.set_exception(error)
             elif item is not None:
                 self._apply_with_retries(item)
@@ -394,9 +396,7 @@ class Projector:
             self.dead_letters[letter.lsn] = letter
             self._dead_keys.setdefault((letter.namespace, letter.memory_id), letter.lsn)
 
-    def _bisect(
-        self, changes: Sequence[Change], vectors: dict[tuple[str, str], np.ndarray | None]
-    ) -> list[DeadLetter]:
+    def _bisect(self, changes: Sequence[Change], vectors: dict[tuple[str, str], np.ndarray | None]) -> list[DeadLetter]:
         """Apply what can be applied of ``changes``, and return the dead letters of the rest."""
         if not changes:
             return []

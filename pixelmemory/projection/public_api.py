@@ -32,21 +32,25 @@ class PublicReads:
         """Nothing is held."""
 
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
+        """One memory, or None."""
         handle = self._tables.table(table)
         query = self._scope(handle, namespace, handle.memory_id == memory_key(memory_id))
         rows = list(self._rows(handle, query))
         return rows[0] if rows else None
 
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of ``keys`` are live rows."""
         handle = self._tables.table(table)
         query = self._scope(handle, namespace, handle.memory_id.isin(list(keys)))
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
 
     def count(self, table: str, namespace: str) -> int:
+        """How many live rows ``namespace`` has."""
         handle = self._tables.table(table)
         return int(self._scope(handle, namespace).count())
 
     def search(self, table: str, search: Search) -> list[Row]:
+        """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)
         conditions: list[Any] = []
         if search.start is not None:
@@ -100,9 +104,7 @@ class PublicReads:
             text = row["metadata_text"]
             if text is None or decode_metadata(text) != row["metadata"]:
                 text = None if row["metadata"] is None else msgspec.json.encode(row["metadata"]).decode()
-            yield row_of(
-                row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score")
-            )
+            yield row_of(row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score"))
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float:

@@ -73,6 +73,7 @@ class _Connections:
         connection.close()
 
     def close(self) -> None:
+        """Let go of what is held."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, collections.deque()
@@ -89,9 +90,11 @@ class SqlReads:
         self._has_graph = has_graph
 
     def close(self) -> None:
+        """Let go of what is held."""
         self._connections.close()
 
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
+        """One memory, or None."""
         physical = self._tables.store_table(table)
         where, parameters = self._scope(physical, namespace)
         parameters["key"] = memory_key(memory_id)
@@ -103,6 +106,7 @@ class SqlReads:
         return row_of(*rows[0]) if rows else None
 
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of ``keys`` are live rows."""
         physical = self._tables.store_table(table)
         where, parameters = self._scope(physical, namespace)
         parameters["keys"] = list(keys)
@@ -111,12 +115,14 @@ class SqlReads:
         return {row[0] for row in self._run(statement, parameters)}
 
     def count(self, table: str, namespace: str) -> int:
+        """How many live rows ``namespace`` has."""
         physical = self._tables.store_table(table)
         where, parameters = self._scope(physical, namespace)
         rows = self._run(f"SELECT count(*) FROM {physical.name} WHERE {where}", parameters)
         return int(rows[0][0])
 
     def search(self, table: str, search: Search) -> list[Row]:
+        """The rows of ``table`` that satisfy ``search``, best first."""
         physical = self._tables.store_table(table)
         where, parameters = self._conditions(physical, search)
         parameters["limit"] = min(search.limit, 2**62)
@@ -142,7 +148,8 @@ class SqlReads:
         # an ORDER BY that is no bare operator cannot be served by the graph
         order = f"{distance} + 0, {table.columns['lsn']} DESC NULLS LAST" if exact else distance
         return self._run(
-            f"SELECT {_columns(table)}, 1 - {distance} FROM {table.name} WHERE {where} ORDER BY {order} LIMIT %(limit)s",
+            f"SELECT {_columns(table)}, 1 - {distance} FROM {table.name} "
+            f"WHERE {where} ORDER BY {order} LIMIT %(limit)s",
             parameters,
         )
 
@@ -220,5 +227,3 @@ def _columns(table: StoreTable) -> str:
 
 def _vector_text(vector: np.ndarray) -> str:
     return "[" + ",".join(map(repr, vector.astype(np.float32).tolist())) + "]"
-
-

@@ -45,15 +45,20 @@ class Search(msgspec.Struct, frozen=True):
 class ReadBackend(Protocol):
     """How the tables are read; called on worker threads, several at a time. ``table`` is a table of the projection."""
 
-    def search(self, table: str, search: Search) -> list[Row]: ...
+    def search(self, table: str, search: Search) -> list[Row]:
+        """The rows of ``table`` that satisfy ``search``, best first."""
 
-    def get(self, table: str, namespace: str, memory_id: str) -> Row | None: ...
+    def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
+        """One memory, or None."""
 
-    def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]: ...
+    def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of ``keys`` are live rows."""
 
-    def count(self, table: str, namespace: str) -> int: ...
+    def count(self, table: str, namespace: str) -> int:
+        """How many live rows ``namespace`` has."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what is held."""
 
 
 def row_of(id_text: str | None, memory_id: Any, content: str, metadata: Any, created_at: Any, score: Any = None) -> Row:

@@ -101,7 +101,9 @@ def advance_checkpoint(connection: sql.Connection, state: StoreTable, lsn: int) 
         raise LookupError(f"the state table holds {result.rowcount} rows, not 1")
 
 
-def live_keys(connection: sql.Connection, table: StoreTable, key_columns: Sequence[str], keys: Sequence[Any]) -> set[Any]:
+def live_keys(
+    connection: sql.Connection, table: StoreTable, key_columns: Sequence[str], keys: Sequence[Any]
+) -> set[Any]:
     """Which of ``keys`` (values of the last of ``key_columns``; the others are fixed by ``keys``' tuples) are live."""
     names = ", ".join(table.columns[name] for name in key_columns)
     statement = sql.text(f"SELECT {names} FROM {table.name} WHERE {LIVE} AND ({names}) IN :keys").bindparams(
@@ -143,6 +145,6 @@ def check(state: pxt.Table) -> str | None:
         expected = [(row["store_id"], row["checkpoint_lsn"]) for row in public]
         if [tuple(row) for row in rows] != expected:
             return f"SQL read {rows}, the public API {expected}"
-    except Exception as error:  # any difference in the internals shows as some exception; all mean the same
+    except Exception as error:  # noqa: BLE001 - any difference in the internals shows as some exception; all mean the same
         return f"{type(error).__name__}: {error}"
     return None

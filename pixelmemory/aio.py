@@ -1,0 +1,604 @@
+"""AsyncMemory: the public surface for asyncio and trio."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+from pixelmemory.engine import Engine
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, MemoryExistsError, StoreClosedError
+from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
+from pixelmemory.filters import parse_filter
+from pixelmemory.models import Health, MemoryRecord, Stats
+from pixelmemory.opening import OpenStore, check_name
+from pixelmemory.options import Options
+from pixelmemory.values import (
+    CheckedEntry,
+    check_content,
+    check_entry,
+    check_limit,
+    check_memory_id,
+    check_namespace,
+    check_time_range,
+    check_vector,
+    encode_metadata,
+    from_timestamp,
+    new_memory_id,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pixeltable as pxt
+
+__all__ = ["AsyncMemory", "Consistency"]
+
+DEFAULT_NAMESPACE = "default_namespace"
+DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
+
+#: what a read waits for: this handle's own acknowledged writes, nothing, all that is durable now, or an LSN
+Consistency = Literal["session", "eventual", "strong"] | int
+
+
+class AsyncMemory:
+    """A memory store, for async agents.
+
+    ::
+
+        async with AsyncMemory("agent") as mem:
+            memory_id = await mem.add_entry("Ada prefers tea", metadata={"kind": "preference"})
+            found = await mem.search(query="what does Ada drink?")
+
+    When a write returns, its event is durable: it survives a crash of the process and, on a device that honours
+    flushes, power loss. Reads come from a projection that follows the log; by default a read waits until it shows every
+    write that this handle has acknowledged.
+
+    Args:
+        name: the store's name: 1 to 64 ASCII letters, digits, ``_``, ``-``, ``.``.
+        schema: metadata fields that are checked before a write and become typed, indexed columns: a mapping from name
+            to a Python or Pixeltable type, or a :class:`msgspec.Struct` class. Default: none.
+        embedding_config: a model id or path; a dict (``model_id``, ``device``, ``dtype``, ``batch_size``,
+            ``query_prompt``, ``document_prompt``, ``normalize``, ``dimensions``, ``trust_remote_code``, ``function``);
+            a dict with ``dimensions`` alone for vectors of one's own; None for no semantic search.
+        options: limits and tunables.
+
+    Constructing the object opens nothing: use ``async with``, or ``await AsyncMemory.open(...)``.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        name: str = "default_memory",
+        schema: object = None,
+        embedding_config: object = DEFAULT_EMBEDDING,
+        *,
+        options: Options | None = None,
+    ) -> None:
+        self._name = check_name(name)
+        if options is not None and not isinstance(options, Options):
+            raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type(options).__name__}")
+        self._schema = schema
+        self._embedding_config = embedding_config
+        self._options = options or Options()
+        self._engine: Engine | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        name: str = "default_memory",
+        schema: object = None,
+        embedding_config: object = DEFAULT_EMBEDDING,
+        *,
+        options: Options | None = None,
+    ) -> Self:
+        """Open the store; the caller closes it with :meth:`aclose`.
+
+        Raises:
+            StoreLockedError: it is open elsewhere.
+            ModelLoadError, ModelMismatchError: the model cannot be loaded, or is not the store's.
+            ManifestError, LogError: the store's files are damaged; nothing was changed.
+            ProjectionError: Pixeltable does not start, or the projection does not fit.
+        """
+        self = cls(name, schema, embedding_config, options=options)
+        await self._open()
+        return self
+
+    async def _open(self) -> None:
+        if self._engine is not None:
+            raise StoreClosedError("this handle was opened before; make a new one")
+        self._engine = await Engine.open(self._name, self._schema, self._embedding_config, self._options)
+
+    async def __aenter__(self) -> Self:
+        if self._engine is None:
+            await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent."""
+        if self._engine is not None:
+            await self._engine.aclose()
+
+    def __del__(self) -> None:
+        engine: Engine | None = getattr(self, "_engine", None)
+        if engine is not None and not engine.closed:
+            warnings.warn(
+                f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
+            )
+            if not sys.is_finalizing():  # threads that could be waited for do not run any more
+                engine.abandon()
+
+    def __repr__(self) -> str:
+        state = "not open" if self._engine is None else "closed" if self._engine.closed else "open"
+        return f"<{type(self).__name__} {self._name!r} {state}>"
+
+    def _running(self) -> tuple[Engine, OpenStore]:
+        if self._engine is None:
+            raise StoreClosedError(
+                "the store is not open: use 'async with AsyncMemory(...)' or 'await AsyncMemory.open(...)'"
+            )
+        return self._engine, self._engine.store()
+
+    # -- adding
+
+    async def add_entry(
+        self,
+        content: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        memory_id: str | None = None,
+        timestamp: dt.datetime | None = None,
+        embedding: Sequence[float] | np.ndarray | None = None,
+    ) -> str:
+        """Add one memory; durable when this returns.
+
+        Args:
+            content: the text that is stored and embedded.
+            namespace: 1 to 255 characters.
+            metadata: a JSON object: comes back exactly, key order included. Default: ``{}``.
+            memory_id: an id of the caller's; makes a retry safe. Default: a new UUIDv7.
+            timestamp: when the memory was created; naive means local time. Default: now.
+            embedding: a vector of the caller's, ``(dimensions,)``. Default: the model's.
+
+        Returns:
+            The memory's id.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument; nothing was logged.
+            MemoryExistsError: ``memory_id`` exists in ``namespace``.
+            LogError: the write failed; the class says whether it may have been recorded.
+            WaitTimeoutError: the projection is too far behind and made no room in time.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        entry = {
+            "content": content,
+            "metadata": metadata,
+            "memory_id": memory_id,
+            "timestamp": timestamp,
+            "embedding": embedding,
+        }
+        checked = self._check(entry, engine, store, "")
+        return (await self._add([checked], checked_namespace, engine))[0]
+
+    async def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
+        """Add several memories as one atomic batch: all of them or, with one bad entry, none.
+
+        Args:
+            entries: dicts with ``content`` and optionally ``metadata``, ``memory_id``, ``timestamp``, ``embedding``,
+                as in :meth:`add_entry`.
+            namespace: of all of them.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            LimitExceededError: the batch is larger than ``append_bytes_max`` encoded; split it.
+            Otherwise as :meth:`add_entry`; errors name the entry, such as ``entries[3].content``.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
+            raise InvalidTypeError("entries", f"must be a list of dicts, not {type(entries).__name__}")
+        checked = [self._check(entry, engine, store, f"entries[{i}]") for i, entry in enumerate(entries)]
+        if not checked:
+            return []
+        return await self._add(checked, checked_namespace, engine)
+
+    def _check(self, entry: object, engine: Engine, store: OpenStore, field: str) -> CheckedEntry:
+        checked = check_entry(entry, engine.options, store.dimensions, field, store.schema)
+        if store.dimensions is not None and store.embedder is None and checked.embedding is None:
+            name = f"{field}.embedding" if field else "embedding"
+            raise InvalidArgumentError(name, "is required: this store has no model, so its vectors are always given")
+        return checked
+
+    async def _add(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
+        given = [entry.memory_id for entry in entries if entry.memory_id is not None]
+        if not given:
+            return await self._append_added(entries, namespace, engine)
+        unique = set(given)
+        if len(unique) < len(given):
+            twice = next(memory_id for memory_id in given if given.count(memory_id) > 1)
+            raise MemoryExistsError(twice, namespace, "memory_id (given twice in one call)")
+        async with engine.locked(namespace, unique):
+            existing = await engine.existing(namespace, unique)
+            if existing:
+                raise MemoryExistsError(next(i for i in given if i in existing), namespace)
+            return await self._append_added(entries, namespace, engine)
+
+    async def _append_added(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
+        ids: list[str] = []
+        events: list[Event] = []
+        for entry in entries:
+            memory_id = entry.memory_id if entry.memory_id is not None else new_memory_id()
+            created_at_us = entry.created_at_us if entry.created_at_us is not None else engine.created_now_us()
+            events.append(
+                MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
+            )
+            ids.append(memory_id)
+        await engine.append(events, [((namespace, memory_id), True) for memory_id in ids])
+        return ids
+
+    # -- reading
+
+    async def get_memory(
+        self,
+        memory_id: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> MemoryRecord | None:
+        """One memory by its id, or None if ``namespace`` does not hold it.
+
+        Args:
+            consistency: what to wait for; see :meth:`search`.
+            timeout: seconds to wait at most. Default: ``options.wait_timeout_seconds``.
+
+        Raises:
+            WaitTimeoutError: what was waited for did not become visible in time.
+            ProjectionUnavailableError: the database cannot be read.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        checked_id = check_memory_id(memory_id, engine.options)
+        await engine.wait_for(_check_consistency(consistency), _check_timeout(timeout))
+        return await engine.read(lambda: store.query.get(checked_namespace, checked_id))
+
+    async def search(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        query: str | None = None,
+        limit: int = 5,
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        *,
+        vector: Sequence[float] | np.ndarray | None = None,
+        min_score: float | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> list[MemoryRecord]:
+        """Memories by meaning, by metadata and by time; all conditions hold before ``limit`` is applied.
+
+        Args:
+            namespace: where to search.
+            query: a text; results are ordered by its cosine similarity. Default: none, and the newest come first.
+            limit: how many at most, any integer from 0.
+            metadata_filter: the filter language, such as ``{"tags": "x", "year": {"$gte": 2020}}``.
+            start_time, end_time: inclusive bounds of the creation time; naive means local time.
+            vector: a query vector of the caller's, ``(dimensions,)``, in place of ``query``.
+            min_score: the least similarity, -1 to 1; needs ``query`` or ``vector``.
+            consistency: ``"session"`` waits until every write acknowledged by this handle is visible; ``"eventual"``
+                does not wait; ``"strong"`` waits for all that is durable now; an integer waits for that LSN.
+            timeout: seconds to wait at most. Default: ``options.wait_timeout_seconds``.
+
+        Returns:
+            Dicts with ``memory_id``, ``timestamp``, ``content``, ``metadata`` and, with ``query`` or ``vector``,
+            ``similarity_score``.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument; ``InvalidFilterError`` for the filter.
+            WaitTimeoutError: what was waited for did not become visible in time.
+            ProjectionUnavailableError: the database cannot be read.
+            EmbeddingError: the query could not be embedded.
+        """
+        engine, store = self._running()
+        wanted = self._check_search(
+            engine.options, store, namespace, query, limit, metadata_filter, start_time, end_time, vector, min_score
+        )
+        lsn = _check_consistency(consistency)
+        seconds = _check_timeout(timeout)
+        embedded = wanted.vector
+        if wanted.query is not None and store.embedder is not None:
+            text, embedder = wanted.query, store.embedder
+            embedded = await engine.read(lambda: embedder.embed_query(text))
+        await engine.wait_for(lsn, seconds)
+        return await engine.read(lambda: _run_search(store, wanted, embedded))
+
+    def _check_search(
+        self,
+        options: Options,
+        store: OpenStore,
+        namespace: object,
+        query: object,
+        limit: object,
+        metadata_filter: object,
+        start_time: object,
+        end_time: object,
+        vector: object,
+        min_score: object,
+    ) -> _CheckedSearch:
+        import numpy as np
+
+        checked_namespace = check_namespace(namespace, options)
+        checked_limit = check_limit(limit)
+        parsed = parse_filter(metadata_filter, options)
+        start_us, end_us = check_time_range(start_time, end_time)
+        if query is not None and vector is not None:
+            raise InvalidArgumentError("vector", "and query exclude each other")
+        text: str | None = None
+        if query is not None:
+            text = check_content(query, options, "query")
+            if store.embedder is None:
+                why = "this store has no semantic search" if store.dimensions is None else "this store has no model"
+                raise InvalidArgumentError("query", f"was given, and {why}; pass metadata_filter, times or vector")
+        checked_vector: np.ndarray | None = None
+        if vector is not None:
+            if store.dimensions is None:
+                raise InvalidArgumentError("vector", "was given, and this store has no semantic search")
+            checked_vector = np.frombuffer(check_vector(vector, store.dimensions, "vector"), dtype="<f4")
+        if min_score is not None:
+            if isinstance(min_score, bool) or not isinstance(min_score, (int, float)):
+                raise InvalidTypeError("min_score", f"must be a number, not {type(min_score).__name__}")
+            if not -1 <= min_score <= 1:
+                raise InvalidArgumentError("min_score", f"must be from -1 to 1, not {min_score}")
+            if query is None and vector is None:
+                raise InvalidArgumentError("min_score", "needs query or vector")
+            min_score = float(min_score)
+        return _CheckedSearch(
+            checked_namespace,
+            checked_limit,
+            text,
+            checked_vector,
+            parsed,
+            None if start_us is None else from_timestamp(start_us),
+            None if end_us is None else from_timestamp(end_us),
+            min_score,
+        )
+
+    # -- changing
+
+    async def update_memory(
+        self,
+        memory_id: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        content: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        embedding: Sequence[float] | np.ndarray | None = None,
+    ) -> bool:
+        """Replace the content, the metadata or both of a memory; None leaves a field as it is.
+
+        New content is embedded anew; the creation time stays. With neither given, nothing is logged.
+
+        Args:
+            embedding: a vector of the caller's for the new content.
+
+        Returns:
+            True if the memory exists and was updated, False if it does not exist.
+
+        Raises:
+            As :meth:`add_entry`.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        checked_id = check_memory_id(memory_id, engine.options)
+        event = self._check_update(engine, store, checked_namespace, checked_id, content, metadata, embedding)
+        async with engine.locked(checked_namespace, [checked_id]):
+            if not await engine.existing(checked_namespace, [checked_id]):
+                return False
+            if event.content is not None or event.metadata_json is not None:
+                await engine.append([event], [((checked_namespace, checked_id), True)])
+        return True
+
+    def _check_update(
+        self,
+        engine: Engine,
+        store: OpenStore,
+        namespace: str,
+        memory_id: str,
+        content: object,
+        metadata: object,
+        embedding: object,
+    ) -> MemoryUpdated:
+        text = None if content is None else check_content(content, engine.options)
+        metadata_json: bytes | None = None
+        if metadata is not None:
+            metadata_json = encode_metadata(metadata, engine.options)
+            if store.schema is not None:
+                store.schema.check(dict(metadata))  # type: ignore[call-overload]
+        vector: bytes | None = None
+        if embedding is not None:
+            if store.dimensions is None:
+                raise InvalidArgumentError("embedding", "was given, and this store has no semantic search")
+            if text is None:
+                raise InvalidArgumentError("embedding", "needs content: a vector belongs to a text")
+            vector = check_vector(embedding, store.dimensions)
+        elif text is not None and store.dimensions is not None and store.embedder is None:
+            raise InvalidArgumentError(
+                "embedding", "is required: this store has no model, so its vectors are always given"
+            )
+        return MemoryUpdated(namespace, memory_id, text, metadata_json, vector)
+
+    async def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Delete a memory.
+
+        Returns:
+            True if it existed, False otherwise.
+
+        Raises:
+            As :meth:`add_entry`.
+        """
+        return await self._delete([memory_id], namespace, "memory_id") == 1
+
+    async def delete_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Delete several memories as one atomic batch.
+
+        Returns:
+            How many of them existed; an id given twice counts once.
+
+        Raises:
+            As :meth:`add_entry`.
+        """
+        if isinstance(memory_ids, (str, bytes)) or not hasattr(memory_ids, "__iter__"):
+            raise InvalidTypeError("memory_ids", f"must be a list of str, not {type(memory_ids).__name__}")
+        return await self._delete(list(memory_ids), namespace, "memory_ids")
+
+    async def _delete(self, memory_ids: list[str], namespace: str, field: str) -> int:
+        engine, _ = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        ids = {
+            check_memory_id(memory_id, engine.options, field if field == "memory_id" else f"{field}[{i}]")
+            for i, memory_id in enumerate(memory_ids)
+        }
+        if not ids:
+            return 0
+        async with engine.locked(checked_namespace, ids):
+            existing = await engine.existing(checked_namespace, ids)
+            if existing:
+                ordered = [i for i in dict.fromkeys(memory_ids) if i in existing]
+                events: list[Event] = [MemoryDeleted(checked_namespace, memory_id) for memory_id in ordered]
+                await engine.append(events, [((checked_namespace, memory_id), False) for memory_id in ordered])
+        return len(existing)
+
+    # -- the table beneath
+
+    async def get_namespace_table(self, namespace: str) -> pxt.Table:
+        """The Pixeltable table that holds ``namespace``, made if it is not there, and level with this handle's writes.
+
+        Columns, indexes, views and rows that are added to it stay and are left alone by Pixelmemory, except that a
+        rebuild of the projection makes the table anew.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        await engine.wait_for("session")
+        return await engine.read(lambda: store.query.table(checked_namespace))
+
+    # -- the store as a whole
+
+    async def namespaces(self, *, consistency: Consistency = "session", timeout: float | None = None) -> list[str]:
+        """The namespaces that hold at least one memory, in code-point order. For ``consistency`` see :meth:`search`."""
+        engine, store = self._running()
+        await engine.wait_for(_check_consistency(consistency), _check_timeout(timeout))
+        return await engine.read(store.query.namespaces)
+
+    async def count(
+        self, namespace: str | None = None, *, consistency: Consistency = "session", timeout: float | None = None
+    ) -> int:
+        """How many memories ``namespace`` holds, or the whole store. For ``consistency`` see :meth:`search`."""
+        engine, store = self._running()
+        one = None if namespace is None else check_namespace(namespace, engine.options)
+        await engine.wait_for(_check_consistency(consistency), _check_timeout(timeout))
+
+        def run() -> int:
+            wanted = store.projection.tables.namespaces() if one is None else [one]
+            return sum(store.query.count(wanted).values())
+
+        return await engine.read(run)
+
+    async def flush(self, timeout: float | None = None) -> int:
+        """Wait until everything acknowledged is flushed to the device and visible to every reader.
+
+        Args:
+            timeout: seconds. Default: ``options.wait_timeout_seconds``.
+
+        Returns:
+            The LSN up to which it is.
+
+        Raises:
+            WaitTimeoutError: it was not in time; the error says how far behind the projection is.
+        """
+        engine, _ = self._running()
+        return await engine.flush(_check_timeout(timeout))
+
+    async def retry_dead_letters(self) -> int:
+        """Apply anew the events that could not be applied, after their cause was mended.
+
+        Returns:
+            How many were applied; the others stay dead letters, as ``health()`` says.
+        """
+        engine, _ = self._running()
+        return await engine.retry_dead_letters()
+
+    async def stats(self) -> Stats:
+        """Figures of the store, taken without touching the disk or the database."""
+        engine, _ = self._running()
+        return engine.stats()
+
+    async def health(self) -> Health:
+        """Whether the store does all of its work at the moment, and if not, what is wrong."""
+        engine, _ = self._running()
+        return engine.health()
+
+    @property
+    def last_lsn(self) -> int:
+        """The last LSN that is acknowledged to this handle (when it was opened: the last of the log)."""
+        return 0 if self._engine is None else self._engine.last_lsn
+
+
+class _CheckedSearch(NamedTuple):
+    namespace: str
+    limit: int
+    query: str | None
+    vector: np.ndarray | None
+    filter: Any
+    start: dt.datetime | None
+    end: dt.datetime | None
+    min_score: float | None
+
+
+def _run_search(store: OpenStore, wanted: _CheckedSearch, vector: np.ndarray | None) -> list[MemoryRecord]:
+    from pixelmemory.query import Search
+
+    return store.query.search(
+        Search(
+            namespace=wanted.namespace,
+            limit=wanted.limit,
+            vector=vector,
+            filter=wanted.filter,
+            start=wanted.start,
+            end=wanted.end,
+            min_score=wanted.min_score,
+        )
+    )
+
+
+def _check_consistency(value: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise InvalidTypeError("consistency", f"must be a str or an LSN, not {type(value).__name__}")
+    if isinstance(value, str) and value not in ("session", "eventual", "strong"):
+        raise InvalidArgumentError("consistency", f"must be 'session', 'eventual', 'strong' or an LSN, not {value!r}")
+    if isinstance(value, int) and value < 0:
+        raise InvalidArgumentError("consistency", f"must be an LSN from 0, not {value}")
+    return value
+
+
+def _check_timeout(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError("timeout", f"must be a number of seconds, not {type(value).__name__}")
+    if not value >= 0:
+        raise InvalidArgumentError("timeout", f"must not be negative, not {value}")
+    return float(value)

@@ -1,0 +1,449 @@
+"""The engine: opens, runs, drains and closes the parts, and carries a call from its event to its result.
+
+Runs in one event loop, asyncio's or trio's. The log's writer thread and the projector's threads report into the loop
+with one call each a commit or a batch; everything below that is marked "loop" is touched by the loop's thread alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from pixelmemory.errors import (
+    LogError,
+    ProjectionUnavailableError,
+    StoreClosedError,
+    StoreForkedError,
+    WaitTimeoutError,
+    WrongThreadError,
+)
+from pixelmemory.events import Event
+from pixelmemory.log import Append
+from pixelmemory.models import Health, Stats
+from pixelmemory.opening import OpenStore, open_store
+from pixelmemory.options import Options
+
+__all__ = ["Engine"]
+
+_logger = logging.getLogger("pixelmemory")
+T = TypeVar("T")
+Key = tuple[str, str]
+
+
+class _Pending:
+    """One append on its way: what waits for it, and which memories it makes or deletes."""
+
+    __slots__ = ("done", "effects")
+
+    def __init__(self, effects: Sequence[tuple[Key, bool]]) -> None:
+        self.done = anyio.Event()
+        #: ((namespace, memory id), whether it exists afterwards) for each event
+        self.effects = effects
+
+
+class Engine:
+    """One open store. Made by :meth:`open`; every method belongs to the event loop it was opened in.
+
+    Attributes:
+        options: as opened.
+        dimensions: of a vector, or None without semantic search.
+        last_lsn: the last LSN that a call on this engine was acknowledged with; 0 before the first.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.last_lsn = 0
+        self._pid = os.getpid()
+        self._post = _poster()
+        self._loop_token = anyio.lowlevel.current_token()
+        self._readers = anyio.CapacityLimiter(options.reader_threads_max)
+        self._store: OpenStore | None = None
+        self._closing = False
+        self._closed = anyio.Event()
+        #: memories whose last event is not visible yet -> (its LSN, whether they exist after it); loop
+        self._unseen: dict[Key, tuple[int, bool]] = {}
+        #: (LSN, key) in LSN order, to forget from ``_unseen``; loop
+        self._unseen_order: deque[tuple[int, Key]] = deque()
+        #: (LSN, tie, event) of those who wait for the watermark; loop
+        self._waiting: list[tuple[int, int, anyio.Event]] = []
+        self._ties = itertools.count()
+        #: events submitted and not yet committed; loop
+        self._in_flight = 0
+        #: one lock a memory that is being checked and changed -> (lock, users); loop
+        self._locks: dict[Key, tuple[anyio.Lock, int]] = {}
+        #: woken after each commit; loop
+        self._committed_once = anyio.Event()
+        self._last_created_us = 0
+        #: durable LSN when the store was opened: ids are checked once the projection has caught up with it
+        self._opened_lsn = 0
+
+    # -- life cycle
+
+    @classmethod
+    async def open(cls, name: str, schema: object, embedding_config: object, options: Options) -> Engine:
+        """Open the store ``name``; see :class:`pixelmemory.AsyncMemory` for the arguments and errors."""
+        self = cls(options)
+        store = await anyio.to_thread.run_sync(
+            lambda: open_store(
+                name,
+                schema,
+                embedding_config,
+                options,
+                on_commit=lambda appends: self._post(self._committed, appends),
+                on_watermark=lambda _lsn: self._post(self._advanced),
+            )
+        )
+        self._store = store
+        self._opened_lsn = self.last_lsn = store.log.durable_lsn
+        self._last_created_us = store.last_logged_us
+        try:
+            store.projection.projector.start()
+            if store.projection.rebuilding:
+                await self._watch_rebuild(store)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                self._closing = True
+                await anyio.to_thread.run_sync(store.close)
+            raise
+        return self
+
+    async def _watch_rebuild(self, store: OpenStore) -> None:
+        from tqdm import tqdm
+
+        goal = store.log.durable_lsn
+        _logger.info("rebuilding the projection of %s from %d events", store.name, goal)
+        with tqdm(
+            total=goal,
+            desc=f"rebuilding {store.name}",
+            unit=" events",
+            file=sys.stderr,
+            disable=not self.options.progress,
+        ) as bar:
+            while (seen := store.projection.projector.watermark) < goal:
+                bar.update(seen - bar.n)
+                if (failure := store.projection.projector.failure) is not None:
+                    raise ProjectionUnavailableError(f"the rebuild stopped: {failure}") from failure
+                await anyio.sleep(0.05)
+            bar.update(goal - bar.n)
+
+    async def aclose(self) -> None:
+        """Drain what is durable into the projection (bounded by ``wait_timeout_seconds``), then close. Idempotent."""
+        if os.getpid() != self._pid:
+            return
+        store = self._store
+        if self._closing or store is None:
+            if store is not None:
+                await self._closed.wait()
+            return
+        self._closing = True
+        with anyio.CancelScope(shield=True):
+            try:
+                await anyio.to_thread.run_sync(store.log.flush)
+                await self._wait_visible(store, store.log.durable_lsn, self.options.wait_timeout_seconds)
+            except (LogError, ProjectionUnavailableError, WaitTimeoutError) as error:
+                _logger.warning("closed before everything was visible (the next open goes on from there): %s", error)
+            finally:
+                try:
+                    await anyio.to_thread.run_sync(store.close)
+                finally:
+                    self._closed.set()
+                    self._wake_all()
+
+    def abandon(self) -> None:
+        """Close at once, without the loop: for a handle that was dropped. Blocking, brief; loses nothing durable."""
+        if self._store is not None and not self._closing and os.getpid() == self._pid:
+            self._closing = True
+            self._store.close()
+
+    def store(self) -> OpenStore:
+        """The open parts.
+
+        Raises:
+            StoreClosedError: after close.
+            StoreForkedError: in a child process.
+            WrongThreadError: in another event loop.
+        """
+        if os.getpid() != self._pid:
+            raise StoreForkedError(
+                "the store was opened before a fork; only the parent may use it. Open stores after the fork"
+            )
+        if self._closing or self._store is None:
+            raise StoreClosedError("the store is closed")
+        if anyio.lowlevel.current_token() != self._loop_token:
+            raise WrongThreadError("the store was opened in another event loop; open one store in one loop")
+        return self._store
+
+    @property
+    def closed(self) -> bool:
+        """Whether closing has begun."""
+        return self._closing
+
+    # -- what the threads report; loop
+
+    def _committed(self, appends: Sequence[Append]) -> None:
+        for append in appends:
+            pending: _Pending = append.context
+            self._in_flight -= append.event_count
+            if append.error is None and append.first_lsn is not None:
+                lsn = append.first_lsn
+                for key, exists in pending.effects:
+                    self._unseen[key] = (lsn, exists)
+                    self._unseen_order.append((lsn, key))
+                    lsn += 1
+                self.last_lsn = max(self.last_lsn, lsn - 1)
+            pending.done.set()
+        self._committed_once.set()
+        self._committed_once = anyio.Event()
+        if self._store is not None:
+            self._store.projection.projector.notify(urgent=bool(self._waiting))
+            self._advanced()
+
+    def _advanced(self) -> None:
+        if self._store is None:
+            return
+        projector = self._store.projection.projector
+        watermark = projector.watermark
+        order = self._unseen_order
+        while order and order[0][0] <= watermark:
+            lsn, key = order.popleft()
+            if self._unseen[key][0] == lsn:
+                del self._unseen[key]
+        while self._waiting and (self._waiting[0][0] <= watermark or projector.failure is not None):
+            heapq.heappop(self._waiting)[2].set()
+
+    def _wake_all(self) -> None:
+        while self._waiting:
+            heapq.heappop(self._waiting)[2].set()
+
+    # -- waiting
+
+    async def _wait_visible(self, store: OpenStore, lsn: int, timeout_seconds: float) -> None:
+        """Wait until the projection shows ``lsn``.
+
+        Raises:
+            WaitTimeoutError: it did not within ``timeout_seconds``.
+            ProjectionUnavailableError: the projector has stopped.
+        """
+        projector = store.projection.projector
+        if projector.watermark >= lsn:
+            return
+        entry = (lsn, next(self._ties), anyio.Event())
+        heapq.heappush(self._waiting, entry)
+        projector.notify(urgent=True)
+        try:
+            with anyio.move_on_after(timeout_seconds):
+                if projector.failure is None:
+                    await entry[2].wait()
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+        if projector.watermark >= lsn:
+            return
+        if projector.failure is not None:
+            raise ProjectionUnavailableError(f"{projector.blocked}; LSN {lsn} is durable and not visible")
+        raise WaitTimeoutError(lsn, projector.watermark, timeout_seconds, projector.blocked)
+
+    async def wait_for(self, consistency: str | int, timeout_seconds: float | None = None) -> None:
+        """Wait until a read sees what ``consistency`` asks for (checked by the facade)."""
+        store = self.store()
+        if consistency == "eventual":
+            return
+        lsn = consistency if isinstance(consistency, int) else self.last_lsn
+        if consistency == "strong":
+            lsn = store.log.durable_lsn
+        timeout = self.options.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
+        await self._wait_visible(store, lsn, timeout)
+
+    async def flush(self, timeout_seconds: float | None = None) -> int:
+        """Make everything acknowledged durable and visible.
+
+        Returns:
+            The LSN up to which it is.
+        """
+        store = self.store()
+        await anyio.to_thread.run_sync(store.log.flush)
+        lsn = store.log.durable_lsn
+        await self.wait_for(lsn, timeout_seconds)
+        return lsn
+
+    async def _wait_for_room(self, store: OpenStore, event_count: int) -> None:
+        """Hold a writer back while too much is durable and not yet visible, or too much waits to become durable."""
+        log, projector = store.log, store.projection.projector
+        deadline = time.monotonic() + self.options.lag_timeout_seconds
+        while log.failure is None:
+            if log.buffered_bytes >= self.options.buffer_bytes_max:
+                await self._committed_once.wait()
+                continue
+            lag = log.durable_lsn + self._in_flight - projector.watermark
+            if lag == 0 or lag + event_count <= self.options.lag_events_max:
+                return
+            goal = log.durable_lsn + self._in_flight + event_count - self.options.lag_events_max
+            goal = min(max(goal, projector.watermark + 1), log.durable_lsn)
+            if goal <= projector.watermark:
+                await self._committed_once.wait()
+                continue
+            await self._wait_visible(store, goal, max(0.0, deadline - time.monotonic()))
+
+    # -- writing
+
+    def created_now_us(self) -> int:
+        """Now, in microseconds since the epoch, later than every time given before: the clock may step back."""
+        self._last_created_us = max(time.time_ns() // 1000, self._last_created_us + 1)
+        return self._last_created_us
+
+    async def append(self, events: Sequence[Event], effects: Sequence[tuple[Key, bool]]) -> int:
+        """Append ``events`` as one atomic frame and return the last LSN, once they are durable.
+
+        A cancelled call whose events still wait in the buffer is withdrawn: nothing is recorded. After that the
+        append runs to its end, and the caller, who sees only the cancellation, does not learn whether it was recorded.
+
+        Raises:
+            LogWriteError: definitely nothing was recorded.
+            UnknownOutcomeError: it may or may not have been.
+            LogPoisonedError: refused after an earlier failure.
+        """
+        store = self.store()
+        await self._wait_for_room(store, len(events))
+        pending = _Pending(effects)
+        append = self.store().log.submit(events, pending)
+        self._in_flight += len(events)
+        try:
+            await pending.done.wait()
+        except anyio.get_cancelled_exc_class():
+            if store.log.withdraw(append):
+                self._in_flight -= len(events)
+                raise
+            with anyio.CancelScope(shield=True):
+                await pending.done.wait()
+            raise
+        if append.error is not None:
+            # one error, many waiters: each gets an instance with a traceback of its own
+            raise type(append.error)(*append.error.args) from append.error
+        assert append.last_lsn is not None
+        return append.last_lsn
+
+    @asynccontextmanager
+    async def locked(self, namespace: str, memory_ids: Collection[str]) -> AsyncIterator[None]:
+        """Hold ``memory_ids`` of ``namespace`` against other checks and changes: one at a time per memory."""
+        held: list[Key] = []
+        try:
+            for memory_id in sorted(set(memory_ids)):
+                key = (namespace, memory_id)
+                lock, users = self._locks.get(key, (None, 0))
+                lock = lock or anyio.Lock(fast_acquire=True)
+                self._locks[key] = (lock, users + 1)
+                try:
+                    await lock.acquire()
+                except BaseException:
+                    self._unlock(key, release=False)
+                    raise
+                held.append(key)
+            yield
+        finally:
+            for key in held:
+                self._unlock(key, release=True)
+
+    def _unlock(self, key: Key, *, release: bool) -> None:
+        lock, users = self._locks[key]
+        if release:
+            lock.release()
+        if users == 1:
+            del self._locks[key]
+        else:
+            self._locks[key] = (lock, users - 1)
+
+    async def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
+        """Which of ``memory_ids`` exist after every durable event; the caller holds them by :meth:`locked`."""
+        store = self.store()
+        await self._wait_visible(store, self._opened_lsn, self.options.wait_timeout_seconds)
+        found: set[str] = set()
+        unknown: list[str] = []
+        for memory_id in memory_ids:
+            unseen = self._unseen.get((namespace, memory_id))
+            if unseen is None:
+                unknown.append(memory_id)
+            elif unseen[1]:
+                found.add(memory_id)
+        if unknown:
+            # no unseen event: all of the memory's events were visible before this read begins
+            found |= await self.read(lambda: store.query.existing(namespace, unknown))
+        return found
+
+    # -- reading
+
+    async def read(self, run: Callable[[], T]) -> T:
+        """Run a blocking read on one of the reader threads."""
+        return await anyio.to_thread.run_sync(run, limiter=self._readers)
+
+    async def retry_dead_letters(self) -> int:
+        """Apply every dead letter anew; returns how many events were applied."""
+        projector = self.store().projection.projector
+        future = projector.request(projector.retry_dead_letters)
+        return await anyio.to_thread.run_sync(future.result)
+
+    # -- how it is
+
+    def stats(self) -> Stats:
+        """Figures of the store, from memory."""
+        store = self.store()
+        log, projector = store.log.stats(), store.projection.projector.stats()
+        return Stats(
+            durable_lsn=store.log.durable_lsn,
+            watermark=projector.watermark,
+            lag_events=store.log.durable_lsn - projector.watermark,
+            last_lsn=self.last_lsn,
+            log_events=log.events,
+            log_bytes=log.bytes,
+            log_segments=log.segments,
+            log_syncs=log.syncs,
+            batches=projector.batches,
+            events_applied=projector.events,
+            texts_embedded=projector.texts_embedded,
+            embed_seconds=projector.embed_seconds,
+            apply_seconds=projector.apply_seconds,
+            dead_letters=projector.dead_letters,
+        )
+
+    def health(self) -> Health:
+        """What is wrong at the moment, if anything."""
+        store = self.store()
+        problems: list[str] = []
+        if (failure := store.log.failure) is not None:
+            problems.append(f"writes are refused: {failure}")
+        projector = store.projection.projector
+        if projector.blocked is not None:
+            problems.append(projector.blocked)
+        if projector.dead_letters:
+            first = min(projector.dead_letters)
+            problems.append(
+                f"{len(projector.dead_letters)} events could not be applied; the first, LSN {first}: "
+                f"{projector.dead_letters[first].error}. Mend the cause and call retry_dead_letters()"
+            )
+        return Health(not problems, tuple(problems))
+
+
+def _poster() -> Callable[..., None]:
+    """A function that runs a callback in the current event loop, from any thread; nothing happens after its end."""
+    token: Any = anyio.lowlevel.current_token().native_token
+    call = token.call_soon_threadsafe if hasattr(token, "call_soon_threadsafe") else token.run_sync_soon
+
+    def post(callback: Callable[..., None], *args: object) -> None:
+        try:
+            call(callback, *args)
+        except RuntimeError as error:  # the loop is gone, and with it everybody who waited
+            _logger.debug("no event loop to report to: %s", error)
+
+    return post

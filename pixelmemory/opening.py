@@ -1,0 +1,240 @@
+"""Opening a store: every part in its order, and all of them closed again where one fails.
+
+Blocking; runs on a worker thread. The order matters: the lock first (a second opener gets its error at once), then
+the model (a store is not made for a model that does not load), the log (recovered before anything reads it), and the
+projection.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pixelmemory.embedding import Embedder, EmbeddingConfig, VectorCache, open_embedder, parse_embedding_config
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, ModelMismatchError, UnembeddableTextError
+from pixelmemory.log import FORMAT_VERSION, Append, Log, Manifest, StoreLock
+from pixelmemory.options import Options
+from pixelmemory.schema import Schema, parse_schema
+
+if TYPE_CHECKING:
+    from pixelmemory.projection.projection import Projection
+    from pixelmemory.query import Query
+
+__all__ = ["OpenStore", "open_store"]
+
+_logger = logging.getLogger("pixelmemory")
+
+#: what the manifest says of a store without semantic search
+NO_EMBEDDING = "none"
+
+
+class OpenStore:
+    """The open parts of one store.
+
+    Attributes:
+        name, folder: of the store.
+        log, projection, query: its parts.
+        schema: checked before each append, or None.
+        embedder: the model, or None.
+        dimensions: of a vector, or None without semantic search.
+        last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
+    """
+
+    log: Log
+    projection: Projection
+    query: Query
+
+    def __init__(self, name: str, folder: Path, options: Options, stack: ExitStack) -> None:
+        self.name = name
+        self.folder = folder
+        self.options = options
+        self.schema: Schema | None = None
+        self.embedder: Embedder | None = None
+        self.dimensions: int | None = None
+        self.last_logged_us = 0
+        self._stack = stack
+        self._close_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close every part, the lock last. Blocking; idempotent."""
+        with self._close_lock:
+            self._stack.close()
+
+
+def check_name(name: object) -> str:
+    """A store's name: 1 to 64 letters, digits, ``_``, ``-``, ``.``, beginning with a letter or digit.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: anything else; it becomes a folder's name.
+    """
+    if not isinstance(name, str):
+        raise InvalidTypeError("name", f"must be a str, not {type(name).__name__}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise InvalidArgumentError(
+            "name",
+            "must be 1 to 64 ASCII letters, digits, '_', '-' or '.', beginning with a letter or digit, "
+            f"not {name[:80]!r}",
+        )
+    return name
+
+
+def open_store(
+    name: object,
+    schema: object,
+    embedding_config: object,
+    options: Options,
+    *,
+    on_commit: Callable[[Sequence[Append]], None],
+    on_watermark: Callable[[int], None],
+) -> OpenStore:
+    """Open, or make, the store ``name``. The projector is not started yet.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
+        StoreLockedError: the store is open elsewhere.
+        ManifestError, LogError: its files are damaged.
+        ModelLoadError, ModelMismatchError: its model.
+        ProjectionError: its tables.
+    """
+    checked_name = check_name(name)
+    parsed_schema = parse_schema(schema)
+    config = parse_embedding_config(embedding_config)
+    folder = options.home_path() / checked_name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with ExitStack() as stack:
+        store = OpenStore(checked_name, folder, options, stack)
+        store.schema = parsed_schema
+        lock = StoreLock.acquire(folder / "LOCK")
+        stack.callback(lock.release)
+        manifest = Manifest.load(folder)
+        embedding = _open_embedding(store, config)
+        reembedded = _check_embedding(manifest, embedding, options)
+        manifest = _renewed(manifest, embedding, store.dimensions, options)
+        manifest.save(folder)
+        store.log = Log.open(
+            folder, store_id=manifest.store_id, epoch=manifest.epoch, options=options, on_commit=on_commit
+        )
+        stack.callback(store.log.close)
+        store.last_logged_us = store.log.last_logged_at_ns // 1000
+        _open_projection(store, manifest, embedding, options, on_watermark, rebuild=options.rebuild or reembedded)
+        store._stack = stack.pop_all()
+    return store
+
+
+def _open_embedding(store: OpenStore, config: EmbeddingConfig | None) -> str:
+    """Load the model, and return the text that identifies it."""
+    if config is None:
+        return NO_EMBEDDING
+    store.embedder = open_embedder(config, _function_embedder)
+    if store.embedder is not None:
+        store.dimensions = store.embedder.dimensions
+        return store.embedder.fingerprint
+    store.dimensions = config.dimensions
+    return f"given:{config.dimensions}"
+
+
+def _function_embedder(config: EmbeddingConfig) -> Embedder:
+    from pixelmemory.projection.function import FunctionEmbedder
+
+    return FunctionEmbedder(config)
+
+
+def _check_embedding(manifest: Manifest | None, embedding: str, options: Options) -> bool:
+    """Whether every memory has to be embedded anew, as the user asked.
+
+    Raises:
+        ModelMismatchError: it would have to be, and the user did not ask.
+    """
+    if manifest is None or manifest.embedding in (None, embedding):
+        return False
+    if not options.reembed:
+        raise ModelMismatchError(str(manifest.embedding), embedding)
+    _logger.warning("re-embedding the store: %s becomes %s", manifest.embedding, embedding)
+    return True
+
+
+def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, options: Options) -> Manifest:
+    """The manifest of this open: made if there is none, and with the next epoch."""
+    store_id = manifest.store_id if manifest is not None else uuid.uuid4()
+    return Manifest(
+        store_id=store_id,
+        format_version=FORMAT_VERSION,
+        epoch=(manifest.epoch if manifest is not None else 0) + 1,
+        embedding=embedding,
+        dimensions=dimensions,
+        layout=options.layout.value,
+        created_at_us=manifest.created_at_us if manifest is not None else time.time_ns() // 1000,
+    )
+
+
+def _open_projection(
+    store: OpenStore,
+    manifest: Manifest,
+    embedding: str,
+    options: Options,
+    on_watermark: Callable[[int], None],
+    *,
+    rebuild: bool,
+) -> None:
+    from pixelmemory.projection.database import start_pixeltable
+
+    start_pixeltable(keep_http_server=options.keep_pixeltable_http_server)
+    from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16, ProjectionState
+    from pixelmemory.projection.projection import Projection
+    from pixelmemory.query import Query
+
+    if store.dimensions is not None and store.dimensions > DIMENSIONS_MAX_FP16:
+        raise InvalidArgumentError(
+            "embedding_config", f"gives {store.dimensions} dimensions; at most {DIMENSIONS_MAX_FP16} can be indexed"
+        )
+    cache: VectorCache | None = None
+    if store.embedder is not None and options.vector_cache:
+        cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions)
+        store._stack.callback(cache.close)
+    store.projection = Projection.open(
+        store.name,
+        ProjectionState(
+            store_id=str(manifest.store_id),
+            layout=options.layout.value,
+            embedding=embedding,
+            dimensions=store.dimensions,
+            schema=store.schema.fingerprint if store.schema is not None else None,
+        ),
+        log=store.log,
+        schema=store.schema,
+        embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
+        options=options,
+        rebuild=rebuild,
+        on_watermark=on_watermark,
+    )
+    store._stack.callback(store.projection.close)
+    store.query = Query(store.projection)
+
+
+def _cached(embedder: Embedder, cache: VectorCache | None) -> Callable[[Sequence[str]], np.ndarray]:
+    """The model behind its cache."""
+    if cache is None:
+        return embedder.embed_documents
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        found, vectors = cache.get_many(texts)
+        missing = np.flatnonzero(~found)
+        if len(missing):
+            new_texts = [texts[i] for i in missing]
+            try:
+                vectors[missing] = embedder.embed_documents(new_texts)
+            except UnembeddableTextError as error:
+                raise UnembeddableTextError(int(missing[error.index]), error.reason) from error
+            cache.put_many(new_texts, vectors[missing])
+        return vectors
+
+    return embed

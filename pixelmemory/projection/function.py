@@ -1,0 +1,82 @@
+"""A Pixeltable function as the store's embedding model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pixelmemory.embedding import EmbeddingConfig
+from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError
+
+__all__ = ["FunctionEmbedder"]
+
+
+class FunctionEmbedder:
+    """Embeds with ``embedding_config["function"]``: a Pixeltable function of one text that returns one vector.
+
+    Args:
+        config: with ``function``, and ``dimensions`` where the function's return type does not tell them.
+
+    Raises:
+        InvalidArgumentError: it is no such function, or its dimensions are not what was asked for.
+    """
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        from pixeltable import func
+
+        self._config = config
+        if not isinstance(config.function, func.Function):
+            raise InvalidArgumentError(
+                "embedding_config['function']", f"must be a Pixeltable function, not {type(config.function).__name__}"
+            )
+        self._function: Any = config.function
+        self._lock = threading.Lock()
+        probe = self._one("probe")
+        if probe is None or probe.ndim != 1:
+            raise InvalidArgumentError("embedding_config['function']", "must return one vector for a text")
+        if config.dimensions is not None and config.dimensions != len(probe):
+            raise InvalidArgumentError(
+                "embedding_config['dimensions']", f"is {config.dimensions}, and the function gives {len(probe)}"
+            )
+        self.dimensions = len(probe)
+        self.fingerprint = f"function:{self._function.self_path or self._function.name}:{self.dimensions}"
+
+    def __repr__(self) -> str:
+        return f"FunctionEmbedder({self.fingerprint})"
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of ``texts``, float32, ``(len(texts), dimensions)``."""
+        vectors = np.empty((len(texts), self.dimensions), np.float32)
+        with self._lock:
+            known: dict[str, np.ndarray] = {}
+            for index, text in enumerate(texts):
+                vector = known.get(text)
+                if vector is None:
+                    vector = known[text] = self._checked(text, index)
+                vectors[index] = vector
+        return vectors
+
+    def embed_query(self, text: str) -> np.ndarray:
+        """Vector of a query, float32, ``(dimensions,)``: as a document's, the function knows no difference."""
+        with self._lock:
+            return self._checked(text, 0)
+
+    def _checked(self, text: str, index: int) -> np.ndarray:
+        prompt = self._config.document_prompt or ""
+        vector = self._one(prompt + text)
+        if vector is None or vector.shape != (self.dimensions,):
+            raise UnembeddableTextError(index, "the function returned no vector of the store's length")
+        length = float(np.linalg.norm(vector))
+        if not np.isfinite(length) or length == 0.0:
+            raise UnembeddableTextError(index, "its vector is zero or not finite")
+        return vector / length if self._config.normalize else vector
+
+    def _one(self, text: str) -> np.ndarray | None:
+        try:
+            value = self._function.exec([text], {})
+        except Exception as error:
+            raise EmbeddingError(f"the function {self._function.name} failed: {error}") from error
+        return None if value is None else np.asarray(value, dtype=np.float32)

@@ -1,0 +1,278 @@
+"""Memory: the public surface for code without an event loop.
+
+One :class:`AsyncMemory` in an event loop on a thread of its own, behind an anyio blocking portal. Written by hand; a
+test holds its methods against those of :class:`AsyncMemory`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from pixelmemory.aio import DEFAULT_EMBEDDING, DEFAULT_NAMESPACE, AsyncMemory, Consistency
+from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
+from pixelmemory.models import Health, MemoryRecord, Stats
+from pixelmemory.options import Options
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pixeltable as pxt
+
+__all__ = ["Memory"]
+
+T = TypeVar("T")
+
+_warned_of_running_loop = False
+
+
+class Memory:
+    """A memory store, for synchronous code; ready when constructed. Thread-safe.
+
+    ::
+
+        with Memory("agent") as mem:
+            memory_id = mem.add_entry("Ada prefers tea", metadata={"kind": "preference"})
+            found = mem.search(query="what does Ada drink?")
+
+    Every method blocks until its :class:`AsyncMemory` counterpart returns, and has its arguments, results and errors.
+    Ctrl-C cancels the call in hand: an append that has begun is finished, never torn. Called inside a running event
+    loop (a notebook, say) it works and blocks that loop; it warns of that once. A child process made by a fork gets
+    ``StoreForkedError``.
+
+    Args:
+        name, schema, embedding_config, options: as for :class:`AsyncMemory`.
+
+    Raises:
+        As :meth:`AsyncMemory.open`.
+    """
+
+    def __init__(
+        self,
+        name: str = "default_memory",
+        schema: object = None,
+        embedding_config: object = DEFAULT_EMBEDDING,
+        *,
+        options: Options | None = None,
+    ) -> None:
+        self._memory = AsyncMemory(name, schema, embedding_config, options=options)
+        self._pid = os.getpid()
+        self._portal: BlockingPortal | None = None
+        self._portal_thread: int | None = None
+        self._close_lock = threading.Lock()
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal("asyncio", name="pixelmemory-loop"))
+            self._portal = portal
+            self._portal_thread = portal.call(threading.get_ident)
+            try:
+                self._call(self._memory._open)
+            except BaseException:
+                self._portal = None
+                raise
+            self._stack = stack.pop_all()
+
+    def _call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        """Run ``method`` in the store's loop and wait for it."""
+        if os.getpid() != self._pid:
+            raise StoreForkedError(
+                "the store was opened before a fork; only the parent may use it. Open stores after the fork"
+            )
+        portal = self._portal
+        if portal is None:
+            raise StoreClosedError("the store is closed")
+        if threading.get_ident() == self._portal_thread:
+            raise WrongThreadError("a call from the store's own event loop would wait for itself for ever")
+        _warn_of_running_loop()
+        try:
+            future: Future[T] = portal.start_task_soon(lambda: method(*args, **kwargs))
+        except RuntimeError as error:  # the portal was stopped between the check and here
+            raise StoreClosedError("the store is closed") from error
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent."""
+        if os.getpid() != self._pid:
+            return
+        with self._close_lock:
+            if self._portal is None:
+                return
+            try:
+                self._call(self._memory.aclose)
+            finally:
+                self._portal = None
+                self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_portal", None) is None or os.getpid() != self._pid:
+            return
+        warnings.warn(
+            f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
+        )
+        self._portal = None
+        engine = self._memory._engine
+        if engine is None or sys.is_finalizing():  # threads that could be waited for do not run any more
+            return
+        engine.abandon()
+        if threading.get_ident() == self._portal_thread:  # collected there: it cannot wait for its own end
+            threading.Thread(target=self._stack.close, daemon=True).start()
+        else:
+            self._stack.close()
+
+    def __repr__(self) -> str:
+        return repr(self._memory).replace("AsyncMemory", "Memory", 1)
+
+    def add_entry(
+        self,
+        content: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        memory_id: str | None = None,
+        timestamp: dt.datetime | None = None,
+        embedding: Sequence[float] | np.ndarray | None = None,
+    ) -> str:
+        """Add one memory; durable when this returns. See :meth:`AsyncMemory.add_entry`."""
+        return self._call(
+            self._memory.add_entry,
+            content,
+            namespace,
+            metadata,
+            memory_id=memory_id,
+            timestamp=timestamp,
+            embedding=embedding,
+        )
+
+    def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
+        """Add several memories as one atomic batch. See :meth:`AsyncMemory.add_entries`."""
+        return self._call(self._memory.add_entries, entries, namespace)
+
+    def get_memory(
+        self,
+        memory_id: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> MemoryRecord | None:
+        """One memory by its id, or None. See :meth:`AsyncMemory.get_memory`."""
+        return self._call(self._memory.get_memory, memory_id, namespace, consistency=consistency, timeout=timeout)
+
+    def search(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        query: str | None = None,
+        limit: int = 5,
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        *,
+        vector: Sequence[float] | np.ndarray | None = None,
+        min_score: float | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> list[MemoryRecord]:
+        """Memories by meaning, by metadata and by time. See :meth:`AsyncMemory.search`."""
+        return self._call(
+            self._memory.search,
+            namespace,
+            query,
+            limit,
+            metadata_filter,
+            start_time,
+            end_time,
+            vector=vector,
+            min_score=min_score,
+            consistency=consistency,
+            timeout=timeout,
+        )
+
+    def update_memory(
+        self,
+        memory_id: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        content: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        embedding: Sequence[float] | np.ndarray | None = None,
+    ) -> bool:
+        """Replace content, metadata or both; False if there is none. See :meth:`AsyncMemory.update_memory`."""
+        return self._call(self._memory.update_memory, memory_id, namespace, content, metadata, embedding=embedding)
+
+    def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Delete a memory; False if there is none. See :meth:`AsyncMemory.delete_memory`."""
+        return self._call(self._memory.delete_memory, memory_id, namespace)
+
+    def delete_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Delete several memories as one atomic batch; how many existed. See :meth:`AsyncMemory.delete_memories`."""
+        return self._call(self._memory.delete_memories, memory_ids, namespace)
+
+    def get_namespace_table(self, namespace: str) -> pxt.Table:
+        """The Pixeltable table that holds ``namespace``. See :meth:`AsyncMemory.get_namespace_table`."""
+        return self._call(self._memory.get_namespace_table, namespace)
+
+    def namespaces(self, *, consistency: Consistency = "session", timeout: float | None = None) -> list[str]:
+        """The namespaces that hold a memory. See :meth:`AsyncMemory.namespaces`."""
+        return self._call(self._memory.namespaces, consistency=consistency, timeout=timeout)
+
+    def count(
+        self, namespace: str | None = None, *, consistency: Consistency = "session", timeout: float | None = None
+    ) -> int:
+        """How many memories there are. See :meth:`AsyncMemory.count`."""
+        return self._call(self._memory.count, namespace, consistency=consistency, timeout=timeout)
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Wait until everything acknowledged is on the device and visible. See :meth:`AsyncMemory.flush`."""
+        return self._call(self._memory.flush, timeout)
+
+    def retry_dead_letters(self) -> int:
+        """Apply anew what could not be applied. See :meth:`AsyncMemory.retry_dead_letters`."""
+        return self._call(self._memory.retry_dead_letters)
+
+    def stats(self) -> Stats:
+        """Figures of the store. See :meth:`AsyncMemory.stats`."""
+        return self._call(self._memory.stats)
+
+    def health(self) -> Health:
+        """Whether the store does all of its work at the moment. See :meth:`AsyncMemory.health`."""
+        return self._call(self._memory.health)
+
+    @property
+    def last_lsn(self) -> int:
+        """The last LSN that is acknowledged to this handle (when it was opened: the last of the log)."""
+        return self._memory.last_lsn
+
+
+def _warn_of_running_loop() -> None:
+    global _warned_of_running_loop
+    if _warned_of_running_loop:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    _warned_of_running_loop = True
+    warnings.warn(
+        "Memory is used inside a running event loop and blocks it; AsyncMemory does not", RuntimeWarning, stacklevel=4
+    )
