@@ -161,7 +161,7 @@ class StoreForkedError(StoreError):
 
 
 class WrongThreadError(StoreError):
-    """A call from where it would deadlock: the store's own thread, or another event loop than the one it was opened in."""
+    """A call from the store's own thread, where it would deadlock, or from another event loop than it was opened in."""
 
 
 class ManifestError(StoreError):

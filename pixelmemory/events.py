@@ -78,4 +78,5 @@ def decode_event(payload: bytes | memoryview) -> Event:
         msgspec.ValidationError: if the tag is unknown or a field has the wrong type.
         msgspec.DecodeError: if the bytes are not msgpack.
     """
-    return _decoder.decode(payload)
+    event: Event = _decoder.decode(payload)
+    return event

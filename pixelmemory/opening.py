@@ -229,7 +229,7 @@ def _cached(embedder: Embedder, cache: VectorCache | None) -> Callable[[Sequence
         found, vectors = cache.get_many(texts)
         missing = np.flatnonzero(~found)
         if len(missing):
-            new_texts = [texts[i] for i in missing]
+            new_texts = [texts[i] for i in missing.tolist()]
             try:
                 vectors[missing] = embedder.embed_documents(new_texts)
             except UnembeddableTextError as error:

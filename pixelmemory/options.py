@@ -165,7 +165,7 @@ def _check_field(name: str, value: object, kind: str) -> None:
                 name, f"must be {'an int' if kind == 'int' else 'a number'}, not {type(value).__name__}"
             )
         minimum = _MINIMUM.get(name, 1)
-        if not minimum <= value < float("inf"):  # type: ignore[operator]
+        if not minimum <= value < float("inf"):
             raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {value}")
     elif kind in ("SyncMode", "Layout"):
         expected = {"SyncMode": SyncMode, "Layout": Layout}[kind]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def start_pixeltable(*, keep_http_server: bool) -> None:
 
     Pixeltable prints when it creates its home and logs to stdout by default: the folder is made beforehand and the
     verbosity set to 0 where the user has not set it. Its HTTP server serves the whole file system to any local user
-    and nothing here needs it, so it is closed unless ``keep_http_server``.
+    and nothing here needs it, so it stays closed unless ``keep_http_server``.
 
     Raises:
         ProjectionUnavailableError: if Pixeltable or its database does not start.
@@ -43,16 +45,25 @@ def start_pixeltable(*, keep_http_server: bool) -> None:
                 warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
                 import pixeltable as pxt
 
-                pxt.init()
+                with contextlib.nullcontext() if keep_http_server else _without_http_server():
+                    pxt.init()
         except Exception as error:
             raise ProjectionUnavailableError(f"Pixeltable did not start: {error}") from error
-        if not keep_http_server:
-            _close_http_server()
 
 
-def _close_http_server() -> None:
+@contextlib.contextmanager
+def _without_http_server() -> Iterator[None]:
+    """Keep Pixeltable from opening its server in the block; one that is open already is closed after it."""
     from pixeltable.env import Env
 
+    def no_server(env: Env) -> None:
+        env._http_address = "http://127.0.0.1:0"  # only used to print links to files
+
+    start, Env._start_web_server = Env._start_web_server, no_server
+    try:
+        yield
+    finally:
+        Env._start_web_server = start
     env = Env.get()
     server, env._httpd = env._httpd, None
     if server is not None:
@@ -64,7 +75,7 @@ def connection_string() -> str:
     """Pixeltable's database, as psycopg takes it."""
     from pixeltable.env import Env
 
-    return Env.get().db_url.replace("postgresql+psycopg://", "postgresql://", 1)
+    return str(Env.get().db_url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 def guard_projection(folder: str) -> psycopg.Connection[Any]:

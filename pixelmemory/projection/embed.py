@@ -70,8 +70,12 @@ def unregister(store_id: str) -> None:
     _sources.pop(store_id, None)
 
 
-@pxt.udf(batch_size=ROWS_PER_CALL)
-def embed_content(content: Batch[str], store_id: str, dimensions: int) -> Batch[pxt.Array[(None,), np.float32]]:  # type: ignore[valid-type,name-defined]
+@pxt.udf(batch_size=ROWS_PER_CALL)  # type: ignore[untyped-decorator]
+def embed_content(
+    content: Batch[str],
+    store_id: str,
+    dimensions: int,  # noqa: ARG001 - makes the return type
+) -> Batch[pxt.Array[(None,), np.float32]]:
     """The vectors of ``content`` in the store ``store_id``: float32, ``(dimensions,)`` each."""
     source = _sources.get(store_id)
     if source is None:
@@ -82,6 +86,6 @@ def embed_content(content: Batch[str], store_id: str, dimensions: int) -> Batch[
     return source.vectors(content)
 
 
-@embed_content.conditional_return_type
+@embed_content.conditional_return_type  # type: ignore[untyped-decorator]
 def _(dimensions: int) -> Any:
     return ArrayType((dimensions,), dtype=np.dtype("float32"))

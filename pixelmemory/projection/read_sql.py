@@ -201,7 +201,7 @@ class SqlReads:
         for attempt in (1, 2):
             try:
                 with self._connections.connection() as connection:
-                    return connection.execute(statement, parameters).fetchall()  # type: ignore[call-overload,no-any-return]
+                    return connection.execute(statement, parameters).fetchall()
             except psycopg.Error as error:
                 if attempt == 2 or not is_infrastructure_error(error):
                     raise ProjectionUnavailableError(f"the read failed: {error}") from error
