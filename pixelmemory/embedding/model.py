@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -198,7 +199,7 @@ def _find_and_load(config: EmbeddingConfig) -> tuple[SentenceTransformer, ModelS
 
 
 def _load(source: ModelSource, config: EmbeddingConfig) -> SentenceTransformer:
-    """Load the files. Nothing is fetched, unless code that may lie in another repository."""
+    """Load the files, from this machine alone unless code is to be fetched."""
     with _quiet() as messages:
         try:
             import torch
@@ -209,15 +210,21 @@ def _load(source: ModelSource, config: EmbeddingConfig) -> SentenceTransformer:
             raise ModelLoadError(source.model_id, reason, remedy) from error
         if config.device is not None:
             _check_device(config.device)
+        load = functools.partial(
+            SentenceTransformer,
+            source.target,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            truncate_dim=config.dimensions,
+            model_kwargs={"dtype": getattr(torch, config.dtype or "float32")},
+        )
         try:
-            model = SentenceTransformer(
-                source.target,
-                device=config.device,
-                trust_remote_code=config.trust_remote_code,
-                local_files_only=not config.trust_remote_code,
-                truncate_dim=config.dimensions,
-                model_kwargs={"dtype": getattr(torch, config.dtype or "float32")},
-            )
+            try:
+                model = load(local_files_only=True)
+            except Exception:
+                if not config.trust_remote_code:
+                    raise
+                model = load(local_files_only=False)  # its code may lie in another repository
         except Exception as error:
             raise ModelLoadError(source.model_id, first_line(error), _repair(source)) from error
     _check_complete(model, messages, source)
