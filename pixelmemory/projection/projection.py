@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pixeltable as pxt
-import psycopg
 
 from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError
 from pixelmemory.log import Log
 from pixelmemory.options import Options
 from pixelmemory.projection import embed
 from pixelmemory.projection.apply import DeadLetter, TableWriter
-from pixelmemory.projection.database import guard_projection
+from pixelmemory.projection.database import ProjectionGuard, revive_server
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
@@ -46,7 +44,7 @@ class Projection:
     reads: ReadBackend
     rebuilding: bool
 
-    def __init__(self, guard: psycopg.Connection[Any], store_id: str, graphs: GraphKeeper | None) -> None:
+    def __init__(self, guard: ProjectionGuard, store_id: str, graphs: GraphKeeper | None) -> None:
         self._guard = guard
         self._store_id = store_id
         self._graphs = graphs
@@ -76,20 +74,20 @@ class Projection:
             ProjectionMismatchError: it was made with another layout or schema, and ``rebuild`` is not given.
             CheckpointAheadError: it is ahead of the log.
         """
-        guard = guard_projection(folder_name(name))
+        guard = ProjectionGuard(folder_name(name))
         try:
             tables = TableSet(folder_name(name), state, schema, direct_sql=options.direct_sql)
             checkpoint = _reconcile(tables, state, log, rebuild=rebuild)
             tables.load()
             return cls._assemble(guard, tables, checkpoint, log, embed_texts, options, on_watermark)
         except BaseException:
-            guard.close()
+            guard.release()
             raise
 
     @classmethod
     def _assemble(
         cls,
-        guard: psycopg.Connection[Any],
+        guard: ProjectionGuard,
         tables: TableSet,
         checkpoint_lsn: int,
         log: Log,
@@ -124,8 +122,14 @@ class Projection:
             dimensions=tables.state.dimensions,
             options=options,
             on_watermark=on_watermark,
+            revive=self._revive,
         )
         return self
+
+    def _revive(self) -> None:
+        """Bring the database back, and the claim on it."""
+        revive_server()
+        self._guard.renew()
 
     def namespace_table(self, namespace: str) -> pxt.Table:
         """The Pixeltable table of ``namespace``, made if it is not there; blocking, for a worker thread."""
@@ -141,7 +145,7 @@ class Projection:
             self._graphs.stop()
         self.reads.close()
         embed.unregister(self._store_id)
-        self._guard.close()
+        self._guard.release()
 
 
 def _no_graph(_table: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pixelmemory.errors import EmbeddingError, ProjectionUnavailableError
+from pixelmemory.errors import EmbeddingError, ProjectionUnavailableError, StoreLockedError
 from pixelmemory.log import Log, StoredEvent
 from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options
@@ -90,6 +90,7 @@ class Projector:
         options: limits.
         on_watermark: called on a projector thread after each step, with the new watermark; also when the state of
             health changes.
+        revive: called before a batch is tried again: brings an embedded database back that was killed.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Projector:
         dimensions: int | None,
         options: Options,
         on_watermark: Callable[[int], None],
+        revive: Callable[[], None],
     ) -> None:
         self._log = log
         self._tables = tables
@@ -114,6 +116,7 @@ class Projector:
         self._dimensions = dimensions
         self._options = options
         self._on_watermark = on_watermark
+        self._revive = revive
         #: last LSN whose event is visible; only the writer thread moves it
         self.watermark = checkpoint_lsn
         #: by LSN; only the writer thread changes it
@@ -329,6 +332,7 @@ class Projector:
                 if self._stopping.wait(pause):
                     return
                 pause = min(pause * 2, self._options.retry_seconds_max)
+                self._try_revive()
                 continue
             self._apply_seconds += time.perf_counter() - started
             self._batches += 1
@@ -339,6 +343,14 @@ class Projector:
             fault_point("projector.watermark")
             self._on_watermark(self.watermark)
             return
+
+    def _try_revive(self) -> None:
+        try:
+            self._revive()
+        except StoreLockedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is tried again with the batch, and reported meanwhile
+            self._block("the database", error)
 
     def _apply(self, batch: _Batch, *, replace: bool) -> None:
         """Apply one batch and its checkpoint; events that cannot be applied become dead letters."""

@@ -18,7 +18,7 @@ import numpy as np
 import psycopg
 
 from pixelmemory.errors import ProjectionUnavailableError
-from pixelmemory.projection.database import connection_string, is_infrastructure_error
+from pixelmemory.projection.database import connection_string, is_infrastructure_error, revive_server
 from pixelmemory.projection.filter_sql import compile_filter
 from pixelmemory.projection.layout import TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
@@ -206,6 +206,8 @@ class SqlReads:
                 if attempt == 2 or not is_infrastructure_error(error):
                     raise ProjectionUnavailableError(f"the read failed: {error}") from error
                 self._forget_idle()
+                with contextlib.suppress(Exception):  # if it stays away, the second attempt says so
+                    revive_server()
         raise AssertionError("unreachable")
 
     def _forget_idle(self) -> None:

@@ -130,6 +130,10 @@ def drop_graph(table: StoreTable) -> None:
             connection.execute(sql.text(f"DROP INDEX IF EXISTS {table.graph}"))
 
 
+#: the minor version of Pixeltable whose internals these are, and the first patch level they were tried with
+TESTED_MINOR, TESTED_PATCH = (0, 7), 21
+
+
 def check(state: pxt.Table) -> str | None:
     """Whether the internals behave as this module believes, tried on the state table.
 
@@ -137,6 +141,9 @@ def check(state: pxt.Table) -> str | None:
         None if they do, else what differs.
     """
     try:
+        version = [int(part) for part in pxt.__version__.split(".")[:3]]
+        if tuple(version[:2]) != TESTED_MINOR or version[2] < TESTED_PATCH:
+            return f"version {pxt.__version__}, where {TESTED_MINOR[0]}.{TESTED_MINOR[1]}.{TESTED_PATCH} was expected"
         table = resolve(state)
         with transaction([state]) as connection:
             names = [table.columns[name] for name in ("store_id", "checkpoint_lsn")]
