@@ -189,7 +189,7 @@ class _Compiler:
     # -- conditions on a typed column
 
     def _column_condition(self, condition: Condition) -> tuple[str, str] | None:
-        """The field's column and the condition on it; None where the column cannot decide it."""
+        """The field's column as it is indexed, and the condition on it; None where the column cannot decide it."""
         entry = self._typed.get(condition.path[0]) if len(condition.path) == 1 else None
         if entry is None or not (condition.op in _SIGNS or condition.op in (Operator.EQ, Operator.IN)):
             return None
@@ -197,7 +197,7 @@ class _Compiler:
         operands = condition.operand if condition.op is Operator.IN else [condition.operand]
         match kind:
             case ColumnKind.STRING if all(isinstance(each, str) for each in operands):
-                sql = self._string_condition(column, condition)
+                return _beginning(column), self._string_condition(column, condition)
             case ColumnKind.BOOL if all(isinstance(each, bool) for each in operands):
                 sql = self._scalar_condition(column, condition.op, condition.operand, "boolean")
             case ColumnKind.FLOAT if all(ordered_kind(each) == "number" for each in operands):
@@ -223,7 +223,7 @@ class _Compiler:
 
     def _string_condition(self, column: str, condition: Condition) -> str:
         """The beginning narrows the rows down by the index, the whole text decides."""
-        beginning = f'left({column}, {STRING_INDEX_CHARS}) COLLATE "C"'
+        beginning = _beginning(column)
         if condition.op is Operator.IN:
             beginnings = [text[:STRING_INDEX_CHARS] for text in condition.operand]
             narrowed = f"{beginning} = ANY({self._parameter(beginnings, 'text[]')})"
@@ -249,6 +249,10 @@ def _integer_bound(op: Operator, operand: int | float) -> int | None:
             return math.ceil(number)
         case _:
             return int(number) if number == int(number) else None
+
+
+def _beginning(column: str) -> str:
+    return f'left({column}, {STRING_INDEX_CHARS}) COLLATE "C"'
 
 
 def _is_long(operands: Sequence[Any]) -> bool:
