@@ -1,0 +1,113 @@
+"""MANIFEST: what the store is. One JSON document with a checksum, replaced atomically.
+
+::
+
+    {"checksum":"crc32:8b2f41d0","manifest":{"store_id":"0192...","format_version":1,"epoch":3,...}}
+
+The checksum is of the bytes of the ``manifest`` object exactly as they stand.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from zlib import crc32
+
+import msgspec
+
+from pixelmemory.errors import ManifestError
+from pixelmemory.log.files import Files, fault_point, read_file, write_file
+
+__all__ = ["MANIFEST_NAME", "Manifest"]
+
+MANIFEST_NAME = "MANIFEST"
+#: of the store as a whole: the log's format and what the manifest means
+MANIFEST_FORMAT_VERSION = 1
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    checksum: str
+    manifest: msgspec.Raw
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store is. New fields need a default that means what their absence meant.
+
+    Change a field with ``msgspec.structs.replace(manifest, epoch=...)`` and :meth:`save` the result.
+    """
+
+    store_id: uuid.UUID
+    format_version: int = MANIFEST_FORMAT_VERSION
+    #: increased at each open
+    epoch: int = 0
+    #: identifies the model that the store's vectors were made with; None before there is one
+    embedding: str | None = None
+    #: of those vectors; None where there are none
+    dimensions: int | None = None
+    #: the projection's layout, a value of ``Layout``
+    layout: str = "per_namespace"
+    #: when the store was created, microseconds since the epoch, UTC
+    created_at_us: int = 0
+
+    @classmethod
+    def load(cls, folder: Path, files: Files | None = None) -> Manifest | None:
+        """The manifest of the store in ``folder``, or None if there is none.
+
+        Raises:
+            ManifestError: it is damaged, cannot be read, or is of a later format version.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            data = read_file(files or Files(), path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ManifestError(path, f"cannot be read: {error}") from error
+        try:
+            envelope = msgspec.json.decode(data, type=_Envelope)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ManifestError(path, f"is damaged: {error}") from error
+        raw = bytes(envelope.manifest)
+        if envelope.checksum != _checksum(raw) or data != _encode(raw):
+            raise ManifestError(path, "is damaged: it fails its checksum")
+        try:
+            version = msgspec.json.decode(raw, type=_Version).format_version
+            if version != MANIFEST_FORMAT_VERSION:
+                raise ManifestError(
+                    path,
+                    f"is of format version {version}; this version of pixelmemory reads {MANIFEST_FORMAT_VERSION}. "
+                    "Open the store with the version that wrote it",
+                )
+            return msgspec.json.decode(raw, type=cls)
+        except msgspec.DecodeError as error:
+            raise ManifestError(path, f"is damaged: {error}") from error
+
+    def save(self, folder: Path, files: Files | None = None) -> None:
+        """Replace the manifest in ``folder``, which must exist: temporary file, sync, rename, sync of the folder.
+
+        Raises:
+            ManifestError: it could not be written; the old one stands, or the new one.
+        """
+        files = files or Files()
+        path = folder / MANIFEST_NAME
+        temporary = folder / (MANIFEST_NAME + ".tmp")
+        try:
+            write_file(files, temporary, _encode(msgspec.json.encode(self)), "manifest")
+            files.rename(temporary, path)
+            fault_point("manifest.after_rename")
+            files.sync_folder(folder)
+            fault_point("manifest.after_folder_sync")
+        except OSError as error:
+            raise ManifestError(path, f"cannot be written: {error}") from error
+
+
+def _checksum(raw: bytes) -> str:
+    return f"crc32:{crc32(raw):08x}"
+
+
+def _encode(raw: bytes) -> bytes:
+    return b'{"checksum":"%s","manifest":%s}\n' % (_checksum(raw).encode(), raw)

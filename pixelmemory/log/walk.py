@@ -1,0 +1,136 @@
+"""Walk the frames of one segment in order, every checksum verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from zlib import crc32
+
+from pixelmemory.log.files import Files
+from pixelmemory.log.record import (
+    FRAME_ALIGNMENT_BYTES,
+    FRAME_HEADER_BYTES,
+    FRAME_MAGIC,
+    Frame,
+    FrameHeader,
+    frame_bytes,
+    parse_frame_header,
+)
+from pixelmemory.log.segment import Place, Segment
+
+__all__ = ["BadFrameError", "Window", "find_frame_header", "walk_frames"]
+
+CHUNK_BYTES = 1 << 20
+
+
+class BadFrameError(Exception):
+    """Bytes that are not the frame that should stand there. Internal: callers turn it into LogCorruptError, or decide
+    that it is a torn tail.
+
+    Attributes:
+        byte_offset: where the frame should start.
+        lsn: its first LSN.
+        reason: what is wrong.
+        header: its header, where that is intact; None otherwise.
+        foreign: the frame is intact and does not belong here.
+    """
+
+    def __init__(
+        self, byte_offset: int, lsn: int, reason: str, header: FrameHeader | None = None, *, foreign: bool = False
+    ) -> None:
+        super().__init__(f"byte {byte_offset}, LSN {lsn}: {reason}")
+        self.byte_offset = byte_offset
+        self.lsn = lsn
+        self.reason = reason
+        self.header = header
+        self.foreign = foreign
+
+
+class Window:
+    """A part of a file in memory, moved forward as it is asked for. Holds one chunk, or one frame if that is larger."""
+
+    __slots__ = ("_buffer", "_chunk_bytes", "_fd", "_files", "_start")
+
+    def __init__(self, files: Files, fd: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._files = files
+        self._fd = fd
+        self._chunk_bytes = chunk_bytes
+        self._start = 0
+        self._buffer = memoryview(b"")
+
+    def view(self, byte_offset: int, count: int, end: int) -> tuple[memoryview, int]:
+        """A buffer that holds ``count`` bytes from ``byte_offset``, and where in it they start.
+
+        Nothing beyond ``end`` is read. The buffer may be short where the file is.
+        """
+        at = byte_offset - self._start
+        if at < 0 or at + count > len(self._buffer):
+            wanted = min(max(count, self._chunk_bytes), end - byte_offset)
+            parts: list[bytes] = []
+            got = 0
+            while got < wanted and (part := self._files.read(self._fd, wanted - got, byte_offset + got)):
+                parts.append(part)
+                got += len(part)
+            self._buffer = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+            self._start = byte_offset
+            at = 0
+        return self._buffer, at
+
+
+def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Frame | None]:
+    """The frames of ``segment`` from ``place`` to its ``end_bytes``; then None, and more when that has grown.
+
+    Raises:
+        BadFrameError: at the first frame that is damaged or does not belong there.
+    """
+    lsn, byte_offset, checksum = place
+    salt = segment.header.salt
+    view = window.view
+    while True:
+        end = segment.end_bytes
+        if byte_offset >= end:
+            yield None
+            continue
+        if end - byte_offset < FRAME_HEADER_BYTES:
+            raise BadFrameError(byte_offset, lsn, f"{end - byte_offset} bytes are too short for a batch header")
+        buffer, at = view(byte_offset, FRAME_HEADER_BYTES, end)
+        if len(buffer) - at < FRAME_HEADER_BYTES:
+            raise BadFrameError(byte_offset, lsn, "the file ends before its batch does")
+        header = parse_frame_header(buffer, at, salt)
+        if header is None:
+            raise BadFrameError(byte_offset, lsn, "the batch header fails its checksum")
+        total_bytes = frame_bytes(header.body_bytes)
+        if byte_offset + total_bytes > end:
+            short = f"the batch is short: {end - byte_offset} of {total_bytes} bytes"
+            raise BadFrameError(byte_offset, lsn, short, header)
+        if header.first_lsn != lsn or header.previous_checksum != checksum:
+            other = f"a batch of LSN {header.first_lsn} that does not follow the one before it"
+            raise BadFrameError(byte_offset, lsn, other, header, foreign=True)
+        if header.body_bytes:
+            buffer, at = view(byte_offset, total_bytes, end)
+            if crc32(buffer[at + FRAME_HEADER_BYTES : at + total_bytes]) != header.body_checksum:
+                raise BadFrameError(byte_offset, lsn, "the batch fails its checksum", header)
+        yield Frame(byte_offset, header, total_bytes, buffer, at + FRAME_HEADER_BYTES)
+        lsn += header.event_count
+        checksum = header.checksum
+        byte_offset += total_bytes
+
+
+def find_frame_header(
+    window: Window, segment: Segment, start: int, end: int, lsn_min: int
+) -> Iterator[tuple[int, FrameHeader]]:
+    """Every intact frame header of this segment from ``start`` to ``end`` whose first LSN is at least ``lsn_min``, with
+    its byte offset. For what lies beyond damage; the bodies are not looked at."""
+    byte_offset = -(-start // FRAME_ALIGNMENT_BYTES) * FRAME_ALIGNMENT_BYTES
+    while byte_offset + FRAME_HEADER_BYTES <= end:
+        buffer, at = window.view(byte_offset, FRAME_HEADER_BYTES, end)
+        chunk = bytes(buffer[at:])
+        found = chunk.find(FRAME_MAGIC)
+        while found >= 0 and found + FRAME_HEADER_BYTES <= len(chunk):
+            if found % FRAME_ALIGNMENT_BYTES == 0:
+                header = parse_frame_header(chunk, found, segment.header.salt)
+                if header is not None and header.first_lsn >= lsn_min:
+                    yield byte_offset + found, header
+            found = chunk.find(FRAME_MAGIC, found + 1)
+        if len(chunk) < FRAME_ALIGNMENT_BYTES:
+            return
+        byte_offset += len(chunk) // FRAME_ALIGNMENT_BYTES * FRAME_ALIGNMENT_BYTES
