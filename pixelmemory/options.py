@@ -125,8 +125,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise InvalidArgumentError("retry_seconds_max", "must not be less than retry_seconds_min")
         if self.append_bytes_max > self.buffer_bytes_max:
             raise InvalidArgumentError("append_bytes_max", "must not be more than buffer_bytes_max")
-        if self.namespace_chars_max > 255:
-            raise InvalidArgumentError("namespace_chars_max", "must not be more than 255")
 
     def home_path(self) -> Path:
         """The folder that holds the stores: ``home``, else ``PIXELMEMORY_HOME``, else the user's data folder."""
@@ -153,6 +151,15 @@ _MINIMUM: dict[str, float] = {
     "wait_timeout_seconds": 0.0,
 }
 
+#: largest accepted value of each number that has one
+_MAXIMUM: dict[str, int] = {
+    "namespace_chars_max": 255,
+    # Python has limits of its own beyond these: of recursion, and of the digits it reads as an integer.
+    "metadata_depth_max": 256,
+    "filter_depth_max": 128,
+    "metadata_int_digits_max": 4299,
+}
+
 
 def _check_field(name: str, value: object, kind: str) -> None:
     if kind == "bool":
@@ -167,6 +174,8 @@ def _check_field(name: str, value: object, kind: str) -> None:
         minimum = _MINIMUM.get(name, 1)
         if not minimum <= value < float("inf"):
             raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {value}")
+        if value > (maximum := _MAXIMUM.get(name, value)):  # type: ignore[operator]
+            raise InvalidArgumentError(name, f"must not be more than {maximum}")
     elif kind in ("SyncMode", "Layout"):
         expected = {"SyncMode": SyncMode, "Layout": Layout}[kind]
         if not isinstance(value, expected):

@@ -167,8 +167,6 @@ def memory_key(memory_id: str) -> uuid.UUID:
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
 _INT64_MAX = 2**63 - 1
-#: Python refuses to read integers of more digits than about this, so no option can raise the limit beyond it
-_INT_DIGITS_MAX = 4299
 
 
 def encode_metadata(value: object, options: Options, field: str = "metadata") -> bytes:
@@ -188,9 +186,9 @@ def encode_metadata(value: object, options: Options, field: str = "metadata") ->
     if not isinstance(value, Mapping):
         raise InvalidTypeError(field, f"must be a dict, not {_kind(value)}")
     try:
-        text = _encoder.encode(value if _is_plain(value, options) else plain_json(value, options, field))
+        text = _encoder.encode(value if _is_plain(value, options, field) else plain_json(value, options, field))
     except UnicodeEncodeError:
-        text = _encoder.encode(plain_json(value, options, field))  # raises, and names the field
+        text = _encoder.encode(_Copier(options, field).copy(value, field, 1))  # raises, and names the field
     if len(text) > options.metadata_bytes_max:
         reason = f"takes {len(text)} bytes as JSON, and the limit (metadata_bytes_max) is {options.metadata_bytes_max}"
         raise LimitExceededError(field, reason)
@@ -206,10 +204,13 @@ def decode_metadata(text: bytes | str) -> dict[str, Any]:
     return _decoder.decode(text)
 
 
-def _is_plain(value: object, options: Options) -> bool:
+def _is_plain(value: object, options: Options, field: str) -> bool:
     """True where ``value`` can be encoded as it stands; False where it needs the slow, precise walk.
 
     Lone surrogates are left to the encoder, which refuses them.
+
+    Raises:
+        LimitExceededError: so many values that their JSON text is too long, as where one part stands many times over.
     """
     level: list[Any] = [value]
     nodes = 0
@@ -217,6 +218,8 @@ def _is_plain(value: object, options: Options) -> bool:
         below: list[Any] = []
         for container in level:
             nodes += len(container)
+            if nodes > options.metadata_bytes_max:
+                raise _too_long(options, field)
             if type(container) is dict:
                 for key in container:
                     if type(key) is not str or "\0" in key:
@@ -241,8 +244,6 @@ def _is_plain(value: object, options: Options) -> bool:
                     return False
         if not below:
             return True
-        if nodes > options.metadata_bytes_max:  # a value that refers to one part many times over
-            return False
         level = below
     return False
 
@@ -253,11 +254,17 @@ def plain_json(value: object, options: Options, field: str) -> Any:
     Raises:
         InvalidTypeError, InvalidArgumentError, LimitExceededError: as :func:`encode_metadata`, naming the place.
     """
-    copier = _Copier(options, field)
     try:
-        return copier.copy(value, field, 1)
-    except RecursionError:
-        raise LimitExceededError(field, "is nested too deeply") from None
+        if _is_plain([value], options, field):
+            return msgspec.json.decode(_encoder.encode(value))
+    except UnicodeEncodeError:
+        pass  # the walk names the place
+    return _Copier(options, field).copy(value, field, 1)
+
+
+def _too_long(options: Options, field: str) -> LimitExceededError:
+    limit = options.metadata_bytes_max
+    return LimitExceededError(field, f"takes more than {limit} bytes as JSON, the limit (metadata_bytes_max)")
 
 
 class _Copier:
@@ -271,8 +278,7 @@ class _Copier:
     def copy(self, value: object, field: str, depth: int) -> Any:
         self._nodes += 1
         if self._nodes > self._options.metadata_bytes_max:
-            limit = self._options.metadata_bytes_max
-            raise LimitExceededError(self._field, f"takes more than {limit} bytes as JSON (metadata_bytes_max)")
+            raise _too_long(self._options, self._field)
         match value:
             case None | True | False:
                 return value
@@ -307,7 +313,7 @@ class _Copier:
 
     def _integer(self, value: int, field: str) -> int:
         value = int.__int__(value)
-        digits_max = min(self._options.metadata_int_digits_max, _INT_DIGITS_MAX)
+        digits_max = self._options.metadata_int_digits_max
         if not -_INT64_MAX <= value <= _INT64_MAX and abs(value) >= 10**digits_max:
             reason = f"is an integer of more than {digits_max} digits (metadata_int_digits_max)"
             raise LimitExceededError(field, reason)
