@@ -174,7 +174,7 @@ def _check_field(name: str, value: object, kind: str) -> None:
         minimum = _MINIMUM.get(name, 1)
         if not minimum <= value < float("inf"):
             raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {value}")
-        if value > (maximum := _MAXIMUM.get(name, value)):  # type: ignore[operator]
+        if value > (maximum := _MAXIMUM.get(name, value)):
             raise InvalidArgumentError(name, f"must not be more than {maximum}")
     elif kind in ("SyncMode", "Layout"):
         expected = {"SyncMode": SyncMode, "Layout": Layout}[kind]

@@ -330,7 +330,7 @@ def test_a_timestamp_must_be_a_datetime(value: object) -> None:
 
 
 def test_timestamps_at_the_ends_of_the_calendar_are_refused() -> None:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     for value in (FIRST, LAST, dt.datetime.max.replace(tzinfo=dt.UTC), pd.NaT):
         with pytest.raises(InvalidArgumentError):

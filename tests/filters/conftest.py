@@ -43,7 +43,7 @@ def sql_matches(connection: psycopg.Connection[Any]) -> SqlMatches:
         texts = [msgspec.json.encode(document).decode() for document in documents]
         rows = connection.execute(
             f"SELECT ({expression}) IS TRUE FROM (SELECT n, d::jsonb AS metadata FROM unnest(%(documents)s::text[]) "
-            "WITH ORDINALITY AS t(d, n)) AS documents ORDER BY n",  # type: ignore[arg-type]
+            "WITH ORDINALITY AS t(d, n)) AS documents ORDER BY n",
             {**parameters, "documents": texts},
         ).fetchall()
         return [row[0] for row in rows]

@@ -57,7 +57,7 @@ _any = st.one_of(*_operands.values(), st.none(), st.lists(st.one_of(*_operands.v
 
 def _rows(*, satisfying: bool) -> st.SearchStrategy[dict[str, Any]]:
     fields = {name: operand if satisfying else operand | _any for name, operand in _operands.items()}
-    return st.fixed_dictionaries({}, optional=fields)  # type: ignore[arg-type]
+    return st.fixed_dictionaries({}, optional=fields)
 
 
 def _conditions(name: str) -> st.SearchStrategy[dict[str, Any]]:
@@ -88,7 +88,7 @@ def _evaluate_typed(
     )
     given_rows: dict[str, Any] = {name: [column[name] for column in columns] for name in TYPES}
     given_rows["texts"] = [msgspec.json.encode(row).decode() for row in rows]
-    return [row[0] for row in connection.execute(query, {**parameters, **given_rows}).fetchall()]  # type: ignore[arg-type]
+    return [row[0] for row in connection.execute(query, {**parameters, **given_rows}).fetchall()]
 
 
 def _satisfies(row: dict[str, Any]) -> bool:
@@ -177,7 +177,7 @@ def test_an_index_serves(
     tree = parse_filter(value, OPTIONS)
     assert tree is not None
     sql, parameters = compile_filter(tree, metadata="metadata", typed=BIG_TYPED, typed_complete=complete)
-    plan = connection.execute(f"EXPLAIN SELECT n FROM {big_table} WHERE {sql}", parameters).fetchall()  # type: ignore[arg-type]
+    plan = connection.execute(f"EXPLAIN SELECT n FROM {big_table} WHERE {sql}", parameters).fetchall()
     text = "\n".join(row[0] for row in plan)
     assert f"Index Scan on {index}" in text or f"Scan using {index}" in text, text
     assert "Seq Scan" not in text
