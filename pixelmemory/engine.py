@@ -412,6 +412,7 @@ class Engine:
             batches=projector.batches,
             events_applied=projector.events,
             texts_embedded=projector.texts_embedded,
+            texts_unembeddable=projector.texts_unembeddable,
             embed_seconds=projector.embed_seconds,
             apply_seconds=projector.apply_seconds,
             dead_letters=projector.dead_letters,

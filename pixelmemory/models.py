@@ -42,6 +42,8 @@ class Stats(NamedTuple):
     events_applied: int
     #: texts embedded since then (from the cache or by the model), and the seconds it took
     texts_embedded: int
+    #: texts for which the model has no vector (an empty one, say): those memories are found by metadata and time only
+    texts_unembeddable: int
     embed_seconds: float
     apply_seconds: float
     #: events that could not be applied and wait for ``retry_dead_letters()``

@@ -198,20 +198,20 @@ class TableWriter:
 
     def _rounds(
         self, changes: Sequence[Change], vectors: Vectors
-    ) -> Iterator[tuple[list[Change], dict[str, np.ndarray]]]:
+    ) -> Iterator[tuple[list[Change], dict[str, np.ndarray | None]]]:
         """Split ``changes`` so that within a round every text has one vector: the index looks vectors up by text."""
         waiting = list(changes)
         while waiting:
             group: list[Change] = []
             deferred: list[Change] = []
-            prepared: dict[str, np.ndarray] = {}
+            prepared: dict[str, np.ndarray | None] = {}
             for change in waiting:
-                vector = vectors.get(change.key)
-                if change.content is None or vector is None:
+                if change.content is None or change.key not in vectors:
                     group.append(change)
                     continue
+                vector = vectors[change.key]
                 known = prepared.setdefault(change.content, vector)
-                (group if known is vector or np.array_equal(known, vector) else deferred).append(change)
+                (group if _same(known, vector) else deferred).append(change)
             yield group, prepared
             waiting = deferred
 
@@ -241,3 +241,7 @@ class TableWriter:
         metadata = decode_metadata(metadata_json)
         typed = self._tables.schema.extract(metadata) if self._tables.schema is not None else {}
         return {"metadata": metadata, "metadata_text": metadata_json.decode(), **typed}
+
+
+def _same(left: np.ndarray | None, right: np.ndarray | None) -> bool:
+    return left is right or (left is not None and right is not None and np.array_equal(left, right))

@@ -7,19 +7,25 @@ prepared (rows that a user inserts, ``similarity(string=...)``) are embedded wit
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pixeltable as pxt
 from pixeltable.func import Batch
 from pixeltable.type_system import ArrayType
 
-from pixelmemory.errors import EmbeddingError
+from pixelmemory.errors import EmbeddingError, UnembeddableTextError
 
-__all__ = ["VectorSource", "embed_content", "register", "unregister"]
+__all__ = ["VectorSource", "Vectors", "embed_content", "register", "unregister"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+#: text -> its vector, float32, ``(dimensions,)``, or None where it has none
+Vectors: TypeAlias = Mapping[str, np.ndarray | None]
 
 #: rows per call; Pixeltable deadlocks on larger inserts above 2,048
 ROWS_PER_CALL = 1024
@@ -34,12 +40,12 @@ class VectorSource:
 
     def __init__(self, embed: Callable[[Sequence[str]], np.ndarray] | None) -> None:
         self._embed = embed
-        self._prepared: Mapping[str, np.ndarray] = {}
+        self._prepared: Vectors = {}
         self._thread: int | None = None
 
     @contextmanager
-    def prepared(self, vectors: Mapping[str, np.ndarray]) -> Iterator[None]:
-        """Within the block, texts embedded by the calling thread take their vector from ``vectors``."""
+    def prepared(self, vectors: Vectors) -> Iterator[None]:
+        """Within the block, texts embedded by the calling thread take their vector, or the lack of one, from here."""
         self._prepared, self._thread = vectors, threading.get_ident()
         try:
             yield
@@ -47,13 +53,20 @@ class VectorSource:
             self._prepared, self._thread = {}, None
 
     def vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """One vector a text; None (searched by metadata and time only) where there is no model and none was given."""
-        known: Mapping[str, np.ndarray] = self._prepared if threading.get_ident() == self._thread else {}
+        """One vector a text; None, found by metadata and time only, where none was given and the model has none."""
+        known: Vectors = self._prepared if threading.get_ident() == self._thread else {}
         found = [known.get(text) for text in texts]
-        missing = [i for i, vector in enumerate(found) if vector is None]
-        if missing and self._embed is not None:
-            for i, vector in zip(missing, self._embed([texts[i] for i in missing]), strict=True):
+        missing = [i for i, text in enumerate(texts) if text not in known]
+        while missing and self._embed is not None:
+            try:
+                vectors = self._embed([texts[i] for i in missing])
+            except UnembeddableTextError as error:
+                _logger.warning("a text inserted into the table has no vector: %s", error)
+                del missing[error.index]
+                continue
+            for i, vector in zip(missing, vectors, strict=True):
                 found[i] = vector
+            break
         return found
 
 

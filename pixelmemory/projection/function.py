@@ -65,8 +65,7 @@ class FunctionEmbedder:
             return self._checked(text, 0)
 
     def _checked(self, text: str, index: int) -> np.ndarray:
-        prompt = self._config.document_prompt or ""
-        vector = self._one(prompt + text)
+        vector = self._one(text)
         if vector is None or vector.shape != (self.dimensions,):
             raise UnembeddableTextError(index, "the function returned no vector of the store's length")
         length = float(np.linalg.norm(vector))

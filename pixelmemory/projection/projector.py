@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pixelmemory.errors import EmbeddingError, ProjectionUnavailableError, StoreLockedError
+from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError, UnembeddableTextError
 from pixelmemory.log import Log, StoredEvent
 from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options
@@ -38,7 +38,7 @@ __all__ = ["EmbedTexts", "Projector", "ProjectorStats"]
 _logger = logging.getLogger("pixelmemory.projector")
 T = TypeVar("T")
 
-#: ``(n distinct texts) -> float32 (n, dimensions)``; raises EmbeddingError with ``index`` for one bad text
+#: ``(n distinct texts) -> float32 (n, dimensions)``; raises UnembeddableTextError for one text without a vector
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -53,6 +53,8 @@ class ProjectorStats(NamedTuple):
     events: int
     #: texts given to the model or the cache
     texts_embedded: int
+    #: texts for which the model has no vector: their memories are found by metadata and time only
+    texts_unembeddable: int
     #: seconds spent embedding, and applying
     embed_seconds: float
     apply_seconds: float
@@ -128,7 +130,7 @@ class Projector:
         self.blocked: str | None = None
         #: set when a thread ended that should not have; every waiter is told
         self.failure: BaseException | None = None
-        self._batches = self._events = self._texts = 0
+        self._batches = self._events = self._texts = self._unembeddable = 0
         self._embed_seconds = self._apply_seconds = 0.0
 
         self._stopping = threading.Event()
@@ -188,6 +190,7 @@ class Projector:
             self._batches,
             self._events,
             self._texts,
+            self._unembeddable,
             self._embed_seconds,
             self._apply_seconds,
             len(self.dead_letters),
@@ -269,20 +272,22 @@ class Projector:
         fault_point("projector.embed.after")
         return _Batch(events, changes, vectors, failed)
 
-    def _embed_each(self, texts: list[str]) -> dict[str, np.ndarray | str]:
-        """Each text's vector, or why it has none. A model that fails for no single text is tried again."""
-        outcomes: dict[str, np.ndarray | str] = {}
+    def _embed_each(self, texts: list[str]) -> dict[str, np.ndarray | str | None]:
+        """Each text's vector; None where the model has no direction for it; or why it could not be embedded.
+
+        A failure of the machine's is tried again, one of the model's is narrowed down to the text.
+        """
+        outcomes: dict[str, np.ndarray | str | None] = {}
         pause = self._options.retry_seconds_min
         while texts:
             assert self._embed is not None
             try:
                 vectors = self._embed(texts)
-            except EmbeddingError as error:
-                index = getattr(error, "index", None)
-                if index is not None:
-                    outcomes[texts.pop(index)] = str(error)
-                    continue
-                failure: Exception = error
+            except UnembeddableTextError as error:
+                _logger.warning("a memory is found by metadata and time only: %s", error)
+                self._unembeddable += 1
+                outcomes[texts.pop(error.index)] = None
+                continue
             except Exception as error:  # noqa: BLE001 - whatever a model raises is looked into below
                 failure = error
             else:
