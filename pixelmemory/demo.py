@@ -26,13 +26,12 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from pixelmemory import AsyncMemory, MemoryRecord, Options, PixelmemoryError
+from pixelmemory import AsyncMemory, Options, PixelmemoryError
 
 INSTALL = "pip install 'pixelmemory[demo]'"
 try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-    from rich.table import Table
     from rich.text import Text
 except ImportError:
     sys.exit(f"The demo needs rich: {INSTALL}")
@@ -48,8 +47,11 @@ CONTENT_CHARS_MAX = 300
 CONTENT_CHARS_MIN = 30
 #: shown of each search
 RESULTS = 3
-#: folders of the standard library that hold tests, bundled packages or programs rather than the library
-SKIPPED = frozenset("site-packages dist-packages test tests idlelib lib2to3 turtledemo pydoc_data _bundled".split())
+NAME_CHARS = 28
+#: folders that hold tests, programs, bundled or deprecated packages rather than the library
+SKIPPED = frozenset(
+    "site-packages dist-packages test tests idlelib turtledemo pydoc_data _bundled tkinter lib2to3 distutils".split()
+)
 
 Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -149,63 +151,49 @@ async def _follow(mem: AsyncMemory, first_lsn: int, progress: Progress, task: Ta
 # -- searches
 
 
-class Report:
-    """One table: what was asked, how long it took, what came back."""
-
-    def __init__(self) -> None:
-        self._table = Table(box=None, padding=(0, 1), header_style="bold", expand=True)
-        self._table.add_column("asked", ratio=10)
-        self._table.add_column("ms", justify="right", width=5)
-        self._table.add_column("score", justify="right", width=5)
-        self._table.add_column("found", ratio=12, no_wrap=True, overflow="ellipsis")
-
-    async def search(self, mem: AsyncMemory, asked: str, namespace: str = DOCS, **arguments: Any) -> None:
-        """Run a search and add its results under the words ``asked``; a filter is shown as it is."""
-        started = time.perf_counter()
-        results = await mem.search(namespace, **{"limit": RESULTS, **arguments})
-        milliseconds = f"{(time.perf_counter() - started) * 1000:.0f}"
-        if "metadata_filter" in arguments:
-            asked = f"{asked}\n{arguments['metadata_filter']}"
-        found = Text("\n").join(_line(each) for each in results) if results else Text("nothing", "dim")
-        scores = "\n".join(f"{each['similarity_score']:.3f}" for each in results if "similarity_score" in each)
-        self._table.add_row(Text(asked), milliseconds, scores, found, end_section=True)
-        self._table.add_row()
-
-    def show(self) -> None:
-        """Print the table."""
-        console.print(self._table)
-
-
-def _line(found: MemoryRecord) -> Text:
-    name = found["metadata"].get("name") or f"{found['timestamp']:%d %b %H:%M}"
-    return Text.assemble((name, "cyan"), "  ", (found["content"], "dim"))
+async def ask(mem: AsyncMemory, asked: str, namespace: str = DOCS, **arguments: Any) -> None:
+    """Search, and show what was asked, how long it took and what came back; a filter is shown as it is."""
+    started = time.perf_counter()
+    results = await mem.search(namespace, **{"limit": RESULTS, **arguments})
+    milliseconds = (time.perf_counter() - started) * 1000
+    console.print(Text.assemble((asked, "bold"), (f"  {milliseconds:.0f} ms", "green")))
+    if "metadata_filter" in arguments:
+        console.print(f"        {arguments['metadata_filter']}", markup=False)
+    for found in results:
+        score = f"{found['similarity_score']:.3f}" if "similarity_score" in found else ""
+        when = found["timestamp"]
+        name = found["metadata"].get("name") or (f"{when.astimezone():%d %b %H:%M}" if when else "")
+        if len(name) > NAME_CHARS:
+            name = f"…{name[1 - NAME_CHARS :]}"
+        line = Text.assemble(f"{score:>7} ", (name.ljust(NAME_CHARS), "cyan"), "  ", (found["content"], "dim"))
+        console.print(line, no_wrap=True, overflow="ellipsis")
+    if not results:
+        console.print("        nothing")
 
 
 async def search_docs(mem: AsyncMemory) -> None:
     """By meaning, by meaning and metadata, by metadata alone."""
     console.rule("searches", style="dim")
     await mem.search(DOCS, query="the first one warms the model up", limit=1)
-    report = Report()
-    for query in ("call a function later, after a delay", "pack a folder into one file"):
-        await report.search(mem, f"meaning: {query}", query=query)
-    await report.search(
+    for query in ("call a function later, after a delay", "a temporary folder that cleans up after itself"):
+        await ask(mem, f"meaning: {query}", query=query)
+    await ask(
         mem,
-        "meaning + filter: read lines of text",
-        query="read lines of text",
+        "meaning + filter: share work between threads",
+        query="share work between threads",
         metadata_filter={"kind": "class", "length": {"$gte": 200}},
     )
-    await report.search(
+    await ask(
         mem,
         "meaning + filter: wait for many of them",
         query="wait for many of them",
         metadata_filter={"tags": "asyncio", "kind": {"$in": ["function", "method"]}},
     )
-    await report.search(
+    await ask(
         mem,
         "filter alone",
         metadata_filter={"module": {"$in": ["heapq", "bisect"]}, "$not": {"length": {"$lt": 300}}},
     )
-    report.show()
 
 
 async def keep_notes(mem: AsyncMemory) -> None:
@@ -222,16 +210,14 @@ async def keep_notes(mem: AsyncMemory) -> None:
             ("The user said good-bye.", 0),
         )
     ]
-    report = Report()
-    await report.search(mem, "time: the last 7 days", NOTES, start_time=week_ago)
-    await report.search(mem, "time: before that", NOTES, end_time=week_ago)
+    await ask(mem, "time: the last 7 days", NOTES, start_time=week_ago)
+    await ask(mem, "time: before that", NOTES, end_time=week_ago)
     updated = await mem.update_memory(middle, NOTES, content="The user prefers long answers, with examples.")
     query = "how long should answers be?"
-    await report.search(mem, f"update says {updated}; meaning: {query}", NOTES, query=query, limit=1)
+    await ask(mem, f"update says {updated}; meaning: {query}", NOTES, query=query, limit=1)
     deleted = await mem.delete_memory(new, NOTES)
     kept, gone = await mem.get_memory(old, NOTES), await mem.get_memory(new, NOTES)
-    await report.search(mem, f"delete says {deleted}, get says {gone}; what is left", NOTES)
-    report.show()
+    await ask(mem, f"delete says {deleted}, get says {gone}; what is left", NOTES)
     if not updated or not deleted or kept is None or gone is not None:
         raise DemoError("an update, a delete or a get did not do what it says")
 
