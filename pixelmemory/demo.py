@@ -175,13 +175,13 @@ async def search_docs(mem: AsyncMemory) -> None:
     """By meaning, by meaning and metadata, by metadata alone."""
     console.rule("searches", style="dim")
     await mem.search(DOCS, query="the first one warms the model up", limit=1)
-    for query in ("call a function later, after a delay", "a temporary folder that cleans up after itself"):
+    for query in ("call a function later, after a delay", "compare two texts line by line"):
         await ask(mem, f"meaning: {query}", query=query)
     await ask(
         mem,
-        "meaning + filter: share work between threads",
-        query="share work between threads",
-        metadata_filter={"kind": "class", "length": {"$gte": 200}},
+        "meaning + filter: a queue that gives the smallest first",
+        query="a queue that gives the smallest first",
+        metadata_filter={"kind": "class", "length": {"$gte": 100}},
     )
     await ask(
         mem,
