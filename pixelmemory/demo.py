@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from pixelmemory import AsyncMemory, Options, PixelmemoryError
+from pixelmemory import AsyncMemory, Options, PixelmemoryError, StoreLockedError
 
 INSTALL = "pip install 'pixelmemory[demo]'"
 try:
@@ -297,8 +297,13 @@ def main() -> int:
     os.environ["PIXELTABLE_HOME"] = str(DEMO / "pixeltable")
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     warnings.simplefilter("ignore")
+    ours = True
     try:
         anyio.run(run)
+    except StoreLockedError as error:
+        ours = False  # and so the database is in use
+        console.print(f"[yellow]Another demo is running here[/]: {error}")
+        return 1
     except (PixelmemoryError, DemoError) as error:
         console.print(f"[red]{type(error).__name__}[/]: {error}")
         return 1
@@ -306,7 +311,8 @@ def main() -> int:
         console.print("\nStopped. What was recorded stays: the next run goes on from there.")
         return 130
     finally:
-        stop_database()
+        if ours:
+            stop_database()
     return 0
 
 
