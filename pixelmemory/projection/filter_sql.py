@@ -25,7 +25,7 @@ import msgspec
 from pixelmemory.filters import And, Condition, Filter, Not, Operator, Or, ordered_kind
 from pixelmemory.schema import ColumnKind, exact_float
 
-__all__ = ["STRING_INDEX_CHARS", "compile_filter"]
+__all__ = ["STRING_INDEX_CHARS", "compile_filter", "typed_index"]
 
 #: STRING columns are indexed by this many leading characters (a btree entry holds at most 2,704 bytes), as
 #: ``left(column, 256) COLLATE "C"``
@@ -59,6 +59,18 @@ def compile_filter(
     """
     compiler = _Compiler(metadata, typed, typed_complete=typed_complete)
     return compiler.compile(filter), compiler.parameters
+
+
+def typed_index(metadata: str, field: str, column: str, kind: ColumnKind) -> tuple[str, str]:
+    """What to index, so that comparisons of a schema field need no scan.
+
+    Returns:
+        the expression to index, and the predicate of a second, partial index: the rows whose field holds what the
+        column cannot. They are few, mostly none; without that index every row with a NULL in the column is looked at.
+    """
+    expression = _indexed(column, kind)
+    quoted = field.replace("'", "''")
+    return expression, f"{expression} IS NULL AND ({metadata} -> '{quoted}'::text) <> 'null'::jsonb"
 
 
 class _Compiler:
@@ -95,34 +107,23 @@ class _Compiler:
         return placeholder
 
     def _all_of(self, items: Sequence[Filter]) -> list[str]:
-        """The parts of a conjunction. Comparisons of one column stand together: they are one range of its index."""
+        """The parts of a conjunction. Comparisons of one field stand together: one range of an index, or one path."""
         parts: list[str] = []
-        ranges: dict[str, tuple[list[str], list[str]]] = {}
+        comparisons: dict[tuple[str, ...], list[Condition]] = {}
         for item in items:
-            column = self._range_column(item)
-            if column is None or not isinstance(item, Condition):
+            if isinstance(item, Condition) and item.op in _SIGNS:
+                comparisons.setdefault(item.path, []).append(item)
+            else:
                 parts.append(self.compile(item))
-                continue
-            by_column, by_metadata = ranges.setdefault(column[0], ([], []))
-            by_column.append(column[1])
-            by_metadata.append(self._compared(item))
-        return parts + [self._range(column, *both) for column, both in ranges.items()]
-
-    def _range_column(self, item: Filter) -> tuple[str, str] | None:
-        """The column, and the comparison with it, that speak for a comparison except where the column is NULL."""
-        is_open = isinstance(item, Condition) and item.op in _SIGNS and not self._typed_complete
-        return self._column_condition(item) if is_open and isinstance(item, Condition) else None
-
-    def _range(self, column: str, by_column: Sequence[str], by_metadata: Sequence[str]) -> str:
-        return f"({' AND '.join(by_column)} OR ({' AND '.join([f'{column} IS NULL', *by_metadata])}))"
+        return parts + [self._comparisons(conditions) for conditions in comparisons.values()]
 
     # -- conditions on the metadata column
 
     def _condition(self, condition: Condition) -> str:
-        if self._typed_complete and (column := self._column_condition(condition)):
-            return column[1]
-        if column := self._range_column(condition):
-            return self._range(column[0], [column[1]], [self._compared(condition)])
+        if condition.op in _SIGNS:
+            return self._comparisons([condition])
+        if self._typed_complete and (by_column := self._column_condition(condition)):
+            return by_column
         match condition.op:
             case Operator.EXISTS:
                 return f"({self._value(condition.path)} IS NOT NULL)"
@@ -132,10 +133,8 @@ class _Compiler:
                 return self._any_equal_by_hash(condition.path, condition.operand)
             case Operator.IN:
                 return self._any_equal(condition.path, condition.operand, whole=True)
-            case Operator.CONTAINS:
-                return self._any_equal(condition.path, [condition.operand], whole=False)
             case _:
-                return self._compared(condition)
+                return self._any_equal(condition.path, [condition.operand], whole=False)
 
     def _value(self, path: tuple[str, ...]) -> str:
         """The jsonb value at ``path``. ``-> text`` reaches into objects alone, where ``#>`` would enter lists."""
@@ -174,22 +173,38 @@ class _Compiler:
         elements = f"jsonb_array_elements(CASE jsonb_typeof({value}) WHEN 'array' THEN {value} ELSE '[]' END)"
         return f"EXISTS (SELECT 1 FROM {elements} AS e(element) WHERE e.element {test})"
 
-    def _compared(self, condition: Condition) -> str:
-        """A comparison with the value or any element of it.
+    def _comparisons(self, conditions: Sequence[Condition]) -> str:
+        """Comparisons of one field, all to hold: by its column as far as that can decide them, else by a path."""
+        path = conditions[0].path
+        by_column = [(sql, each) for each in conditions if (sql := self._column_condition(each))]
+        by_path = [each for each in conditions if not any(each is other for _, other in by_column)]
+        parts = [self._compared(by_path)] if by_path else []
+        if by_column:
+            in_column = " AND ".join(sql for sql, _ in by_column)
+            if not self._typed_complete:
+                column, kind = self._typed[path[0]]
+                absent = f"{_indexed(column, kind)} IS NULL AND {self._value(path)} <> 'null'::jsonb"
+                in_column += f" OR ({absent} AND {self._compared([each for _, each in by_column])})"
+            parts.append(f"({in_column})")
+        return self._joined(" AND ", parts, "TRUE")
+
+    def _compared(self, conditions: Sequence[Condition]) -> str:
+        """Comparisons, all to hold, each with the value at a path or with any element of it.
 
         In strict mode a path enters objects alone, ``[*]`` lists alone, and a comparison of different types is
         neither true nor false; strings compare by code point.
         """
-        keys = "".join(f".{_json(key)}" for key in condition.path)
-        sign = _SIGNS[condition.op]
-        path = self._parameter(f"strict ${keys} ? (@ {sign} $x || exists (@[*] ? (@ {sign} $x)))", "jsonpath")
-        variables = self._parameter(_json({"x": condition.operand}), "jsonb")
-        return f"jsonb_path_exists({self._metadata}, {path}, {variables}, TRUE)"
+        keys = "".join(f".{_json(key)}" for key in conditions[0].path)
+        signs = [f"{_SIGNS[each.op]} $x{index}" for index, each in enumerate(conditions)]
+        tests = " && ".join(f"(@ {sign} || exists (@[*] ? (@ {sign})))" for sign in signs)
+        path = self._parameter(f"strict ${keys} ? ({tests})", "jsonpath")
+        variables = _json({f"x{index}": each.operand for index, each in enumerate(conditions)})
+        return f"jsonb_path_exists({self._metadata}, {path}, {self._parameter(variables, 'jsonb')}, TRUE)"
 
     # -- conditions on a typed column
 
-    def _column_condition(self, condition: Condition) -> tuple[str, str] | None:
-        """The field's column as it is indexed, and the condition on it; None where the column cannot decide it."""
+    def _column_condition(self, condition: Condition) -> str | None:
+        """The condition on the field's column; None where the column cannot decide it."""
         entry = self._typed.get(condition.path[0]) if len(condition.path) == 1 else None
         if entry is None or not (condition.op in _SIGNS or condition.op in (Operator.EQ, Operator.IN)):
             return None
@@ -197,24 +212,23 @@ class _Compiler:
         operands = condition.operand if condition.op is Operator.IN else [condition.operand]
         match kind:
             case ColumnKind.STRING if all(isinstance(each, str) for each in operands):
-                return _beginning(column), self._string_condition(column, condition)
+                return self._string_condition(column, condition)
             case ColumnKind.BOOL if all(isinstance(each, bool) for each in operands):
-                sql = self._scalar_condition(column, condition.op, condition.operand, "boolean")
+                return self._scalar_condition(column, condition.op, condition.operand, "boolean")
             case ColumnKind.FLOAT if all(ordered_kind(each) == "number" for each in operands):
                 floats = [each if isinstance(each, float) else exact_float(each) for each in operands]
                 if None in floats:
                     return None
                 operand = floats if condition.op is Operator.IN else floats[0]
-                sql = self._scalar_condition(column, condition.op, operand, "double precision")
+                return self._scalar_condition(column, condition.op, operand, "double precision")
             case ColumnKind.INT if all(ordered_kind(each) == "number" for each in operands):
                 integers = [_integer_bound(condition.op, each) for each in operands]
                 if None in integers:
                     return None
                 bound = integers if condition.op is Operator.IN else integers[0]
-                sql = self._scalar_condition(column, condition.op, bound, "bigint")
+                return self._scalar_condition(column, condition.op, bound, "bigint")
             case _:
                 return None
-        return column, sql
 
     def _scalar_condition(self, column: str, op: Operator, operand: object, kind: str) -> str:
         if op is Operator.IN:
@@ -223,7 +237,7 @@ class _Compiler:
 
     def _string_condition(self, column: str, condition: Condition) -> str:
         """The beginning narrows the rows down by the index, the whole text decides."""
-        beginning = _beginning(column)
+        beginning = _indexed(column, ColumnKind.STRING)
         if condition.op is Operator.IN:
             beginnings = [text[:STRING_INDEX_CHARS] for text in condition.operand]
             narrowed = f"{beginning} = ANY({self._parameter(beginnings, 'text[]')})"
@@ -251,8 +265,9 @@ def _integer_bound(op: Operator, operand: int | float) -> int | None:
             return int(number) if number == int(number) else None
 
 
-def _beginning(column: str) -> str:
-    return f'left({column}, {STRING_INDEX_CHARS}) COLLATE "C"'
+def _indexed(column: str, kind: ColumnKind) -> str:
+    """A typed column as its index holds it."""
+    return f'left({column}, {STRING_INDEX_CHARS}) COLLATE "C"' if kind is ColumnKind.STRING else column
 
 
 def _is_long(operands: Sequence[Any]) -> bool:

@@ -1,8 +1,11 @@
-"""When a table has its HNSW graph, and who builds it.
+"""The upkeep of the tables: when a table has its HNSW graph, who builds it, and the planner's statistics.
 
 A graph makes searches of a large table fast and inserts into it slow (about 500 rows/s against 2,400 without), and a
 small table is searched exactly in a few milliseconds. So a table gets its graph when it has ``graph_rows_min`` rows,
 built in bulk on a thread of its own while reads and writes go on; a large backlog drops it and builds it again after.
+
+PostgreSQL's own statistics follow a minute or more later than a table grows, and until then its planner takes a table of
+50,000 rows for one of 250 and leaves the graph alone; so a table that has doubled is analyzed at once.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ __all__ = ["GraphKeeper"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
+#: rows from which a table's statistics are worth taking
+ANALYZE_ROWS_MIN = 500
+
 
 class GraphKeeper:
     """Decides and builds. ``after_batch`` is called by the projector's writer thread, ``has_graph`` by any."""
@@ -32,13 +38,17 @@ class GraphKeeper:
         self._tables = tables
         self._rows_min = rows_min
         self._backlog_events = backlog_events
+        #: whether one is being worked off
+        self._backlog = False
         #: tables whose graph is valid
         self._graphs: set[str] = set()
         #: rows by table, counted once and then kept up
         self._rows: Counter[str] = Counter()
         self._counted: set[str] = set()
-        #: tables whose graph is being built, or waits for it
+        #: tables that are being tended, or wait for it
         self._building: set[str] = set()
+        #: rows by table when its statistics were last taken
+        self._analyzed: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._build_loop, name="pixelmemory-graph", daemon=True)
@@ -70,7 +80,7 @@ class GraphKeeper:
         return table in self._graphs
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait until no graph is being built. For tests and benchmarks."""
+        """Wait until no upkeep is going on. For tests and benchmarks."""
         done = threading.Event()
         deadline = timeout_seconds
         while deadline > 0:
@@ -83,7 +93,8 @@ class GraphKeeper:
 
     def before_batch(self, tables: Iterable[str], lag_events: int) -> None:
         """Drop the graphs of ``tables`` where a backlog is about to be inserted."""
-        if lag_events < self._backlog_events:
+        self._backlog = lag_events >= self._backlog_events
+        if not self._backlog:
             return
         for name in set(tables) & self._graphs:
             _logger.info("a backlog of %d events: table %s does without its graph meanwhile", lag_events, name)
@@ -91,21 +102,26 @@ class GraphKeeper:
             store_sql.drop_graph(self._tables.store_table(name))
 
     def after_batch(self, inserted: Counter[str], lag_events: int) -> None:
-        """Count what was inserted (negative: deleted), and order the graphs that are due."""
+        """Count what was inserted (negative: deleted), and order the upkeep that is due."""
         for name, rows in inserted.items():
             if name not in self._counted:
                 self._counted.add(name)
                 self._rows[name] = self._count(self._tables.store_table(name))
             else:
                 self._rows[name] += rows
-        if lag_events >= self._backlog_events:
-            return
-        for name in self._counted:
-            with self._lock:
-                due = self._rows[name] >= self._rows_min and name not in self._graphs and name not in self._building
-                if due:
-                    self._building.add(name)
-                    self._work.put(name)
+        for name in inserted:
+            if self._rows[name] >= 2 * self._analyzed[name] + ANALYZE_ROWS_MIN:
+                self._order(name)
+        if lag_events < self._backlog_events and self._tables.state.dimensions is not None:
+            for name in self._counted - self._graphs:
+                if self._rows[name] >= self._rows_min:
+                    self._order(name)
+
+    def _order(self, name: str) -> None:
+        with self._lock:
+            if name not in self._building:
+                self._building.add(name)
+                self._work.put(name)
 
     def _count(self, table: StoreTable) -> int:
         with psycopg.connect(connection_string(), autocommit=True) as connection:
@@ -116,15 +132,22 @@ class GraphKeeper:
     def _build_loop(self) -> None:
         while (name := self._work.get()) is not None:
             try:
-                self._build(name)
+                self._tend(name)
             except Exception:
-                _logger.exception("the graph of table %s could not be built; its searches stay exact", name)
+                _logger.exception("the upkeep of table %s failed; its searches stay exact, or are slower", name)
             finally:
                 with self._lock:
                     self._building.discard(name)
 
-    def _build(self, name: str) -> None:
-        table = self._tables.store_table(name)
+    def _tend(self, name: str) -> None:
+        table, rows = self._tables.store_table(name), self._rows[name]
+        if rows >= self._rows_min and name not in self._graphs and not self._backlog:
+            self._build(name, table)
+        with psycopg.connect(connection_string(), autocommit=True) as connection:
+            connection.execute(f"ANALYZE {table.name}".encode())
+        self._analyzed[name] = rows
+
+    def _build(self, name: str, table: StoreTable) -> None:
         if table.graph_statement is None or table.graph is None:
             return
         _logger.info("building the graph of table %s", name)

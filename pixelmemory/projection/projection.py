@@ -10,7 +10,7 @@ import pixeltable as pxt
 from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError
 from pixelmemory.log import Log
 from pixelmemory.options import Options
-from pixelmemory.projection import embed
+from pixelmemory.projection import embed, store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter
 from pixelmemory.projection.database import ProjectionGuard, revive_server
 from pixelmemory.projection.embed import VectorSource
@@ -50,6 +50,7 @@ class Projection:
         self._graphs = graphs
 
     @classmethod
+    @store_sql.thread_released()
     def open(
         cls,
         name: str,
@@ -98,7 +99,7 @@ class Projection:
         source = VectorSource(embed_texts)
         embed.register(tables.state.store_id, source)
         graphs: GraphKeeper | None = None
-        if tables.direct_sql and tables.state.dimensions is not None:
+        if tables.direct_sql:
             backlog = max(2 * options.batch_events_max, 5000)
             graphs = GraphKeeper(tables, rows_min=options.graph_rows_min, backlog_events=backlog)
             graphs.start()

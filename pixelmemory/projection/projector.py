@@ -27,6 +27,7 @@ from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError, Une
 from pixelmemory.log import Log, StoredEvent
 from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options
+from pixelmemory.projection import store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
 from pixelmemory.projection.database import is_infrastructure_error
 from pixelmemory.projection.fold import Change, fold
@@ -199,6 +200,7 @@ class Projector:
 
     # -- both threads
 
+    @store_sql.thread_released()
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
             run()

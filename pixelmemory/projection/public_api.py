@@ -15,6 +15,7 @@ import numpy as np
 import pixeltable as pxt
 
 from pixelmemory.filters import matches
+from pixelmemory.projection import store_sql
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
 from pixelmemory.values import decode_metadata, memory_key
@@ -31,6 +32,7 @@ class PublicReads:
     def close(self) -> None:
         """Nothing is held."""
 
+    @store_sql.thread_released()
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         handle = self._tables.table(table)
@@ -38,17 +40,20 @@ class PublicReads:
         rows = list(self._rows(handle, query))
         return rows[0] if rows else None
 
+    @store_sql.thread_released()
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         handle = self._tables.table(table)
         query = self._scope(handle, namespace, handle.memory_id.isin(list(keys)))
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
 
+    @store_sql.thread_released()
     def count(self, table: str, namespace: str) -> int:
         """How many live rows ``namespace`` has."""
         handle = self._tables.table(table)
         return int(self._scope(handle, namespace).count())
 
+    @store_sql.thread_released()
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)

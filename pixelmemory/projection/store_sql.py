@@ -22,7 +22,17 @@ import msgspec
 import pixeltable as pxt
 import sqlalchemy as sql
 
-__all__ = ["LIVE", "StoreTable", "advance_checkpoint", "check", "create_index", "drop_graph", "resolve", "transaction"]
+__all__ = [
+    "LIVE",
+    "StoreTable",
+    "advance_checkpoint",
+    "check",
+    "create_index",
+    "drop_graph",
+    "resolve",
+    "thread_released",
+    "transaction",
+]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -74,6 +84,20 @@ def pxt_transaction(*, for_write: bool) -> Iterator[sql.Connection]:
 
     with get_runtime().begin_xact(for_write=for_write) as connection:
         yield connection
+
+
+@contextmanager
+def thread_released() -> Iterator[None]:
+    """Close, after the block, the event loop that Pixeltable keeps for each thread that runs a query or a write.
+
+    Otherwise it lives, with three open descriptors, until the thread's remains are collected.
+    """
+    from pixeltable.runtime import get_runtime
+
+    try:
+        yield
+    finally:
+        get_runtime().close()
 
 
 @contextmanager
