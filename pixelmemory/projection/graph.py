@@ -4,8 +4,8 @@ A graph makes searches of a large table fast and inserts into it slow (about 500
 small table is searched exactly in a few milliseconds. So a table gets its graph when it has ``graph_rows_min`` rows,
 built in bulk on a thread of its own while reads and writes go on; a large backlog drops it and builds it again after.
 
-PostgreSQL's own statistics follow a minute or more later than a table grows, and until then its planner takes a table of
-50,000 rows for one of 250 and leaves the graph alone; so a table that has doubled is analyzed at once.
+PostgreSQL's own statistics follow a minute or more later than a table grows, and until then its planner takes a table
+of 50,000 rows for one of 250 and leaves the graph alone; so a table that has doubled is analyzed at once.
 """
 
 from __future__ import annotations
