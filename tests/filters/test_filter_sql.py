@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pixelmemory.errors import SchemaViolationError
 from pixelmemory.filters import matches, parse_filter
 from pixelmemory.options import Options
-from pixelmemory.projection.filter_sql import compile_filter
+from pixelmemory.projection.filter_sql import compile_filter, typed_index
 from pixelmemory.schema import ColumnKind, parse_schema
 from pixelmemory.values import decode_metadata, encode_metadata
 
@@ -132,14 +132,17 @@ def big_table(connection: psycopg.Connection[Any]) -> str:
     connection.execute(
         """CREATE TEMP TABLE big AS
         SELECT n, jsonb_build_object('kind', 'k' || n % 500, 'n', n, 'tags', jsonb_build_array('t' || n % 700, n % 90),
-                                     'nested', jsonb_build_object('x', n % 1000), 'year', n % 1000) AS metadata,
-               (n % 1000)::bigint AS year, (n / 7.0)::double precision AS score, 'author ' || n % 3000 AS author
+                                     'nested', jsonb_build_object('x', n % 1000),
+                                     'year', CASE WHEN n % 2 = 0 THEN n % 1000 END) AS metadata,
+               CASE WHEN n % 2 = 0 THEN (n % 1000)::bigint END AS year,
+               (n / 7.0)::double precision AS score, 'author ' || n % 3000 AS author
         FROM generate_series(1, 20000) AS n"""
     )
     connection.execute("CREATE INDEX big_metadata ON big USING gin (metadata jsonb_path_ops)")
-    connection.execute("CREATE INDEX big_year ON big (year)")
-    connection.execute("CREATE INDEX big_score ON big (score)")
-    connection.execute('CREATE INDEX big_author ON big ((left(author, 256) COLLATE "C"))')
+    for field, (column, kind) in BIG_TYPED.items():
+        expression, predicate = typed_index("metadata", field, column, kind)
+        connection.execute(f"CREATE INDEX big_{column} ON big (({expression}))")
+        connection.execute(f"CREATE INDEX big_other_{column} ON big ((1)) WHERE {predicate}")
     connection.execute("ANALYZE big")
     return "big"
 
