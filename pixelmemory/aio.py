@@ -130,7 +130,7 @@ class AsyncMemory:
 
     def __del__(self) -> None:
         engine: Engine | None = getattr(self, "_engine", None)
-        if engine is not None and not engine.closed:
+        if engine is not None and not engine.closed and engine.owned:
             warnings.warn(
                 f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
             )

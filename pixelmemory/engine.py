@@ -190,6 +190,11 @@ class Engine:
         """Whether closing has begun."""
         return self._closing
 
+    @property
+    def owned(self) -> bool:
+        """Whether this process opened the store, and not one that it was forked from."""
+        return os.getpid() == self._pid
+
     # -- what the threads report; loop
 
     def _committed(self, appends: Sequence[Append]) -> None:

@@ -155,7 +155,7 @@ def is_infrastructure_error(error: BaseException) -> bool:
             if cause.sqlstate is None:
                 return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
             return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES
-        if isinstance(cause, (OSError, MemoryError)):
+        if isinstance(cause, (OSError, MemoryError, ProjectionUnavailableError)):
             return True
         if _is_missing_table(cause):
             return True

@@ -15,6 +15,7 @@ import logging
 import re
 import threading
 import uuid
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -196,6 +197,38 @@ class TableSet:
             self._store_tables[name] = found
         return found
 
+    def damage(self, names: Iterable[str]) -> str | None:
+        """What of our own is missing in the tables ``names``, for a person; None if nothing is.
+
+        A table or column that was dropped or renamed makes every write fail, and no event is to blame for that.
+        """
+        for name in names:
+            self._tables.pop(name, None)
+            try:
+                table = self.table(name)
+            except excs.NotFoundError:
+                return f"table {self.path}/{name} is gone"
+            missing = set(self._columns()) - set(table.get_metadata()["columns"])
+            if missing:
+                return f"table {self.path}/{name} has lost its columns {', '.join(sorted(missing))}"
+        return None
+
+    def _columns(self) -> dict[str, Any]:
+        """The columns of a table of memories, with their types."""
+        columns: dict[str, Any] = {"memory_id": pxt.Required[pxt.UUID]}
+        if self.shared:
+            columns = {"namespace_key": pxt.Required[pxt.UUID], **columns, "namespace": pxt.String | None}
+        columns |= {
+            "id_text": pxt.String | None,
+            "content": pxt.Required[pxt.String],
+            "metadata": pxt.Json | None,
+            "metadata_text": pxt.String | None,
+            "timestamp": pxt.Timestamp | None,
+            "lsn": pxt.Int | None,
+        }
+        typed = self.schema.columns if self.schema is not None else {}
+        return columns | {column: _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
+
     def create(self, namespace: str) -> str:
         """The table of ``namespace``, made and registered if it is not there yet.
 
@@ -216,22 +249,8 @@ class TableSet:
     def _create_table(self, name: str) -> None:
         path = f"{self.path}/{name}"
         pxt.drop_table(path, force=True, if_not_exists="ignore")
-        columns: dict[str, Any] = {"memory_id": pxt.Required[pxt.UUID]}
-        key: list[str] = ["memory_id"]
-        if self.shared:
-            columns = {"namespace_key": pxt.Required[pxt.UUID], **columns, "namespace": pxt.String | None}
-            key = ["namespace_key", "memory_id"]
-        columns |= {
-            "id_text": pxt.String | None,
-            "content": pxt.Required[pxt.String],
-            "metadata": pxt.Json | None,
-            "metadata_text": pxt.String | None,
-            "timestamp": pxt.Timestamp | None,
-            "lsn": pxt.Int | None,
-        }
-        typed = self.schema.columns if self.schema is not None else {}
-        columns |= {column: _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
-        table = pxt.create_table(path, columns, primary_key=key)
+        key = ["namespace_key", "memory_id"] if self.shared else ["memory_id"]
+        table = pxt.create_table(path, self._columns(), primary_key=key)
         dimensions = self.state.dimensions
         if dimensions is not None:
             table.add_embedding_index(
@@ -244,10 +263,10 @@ class TableSet:
         self._tables[name] = table
         self._store_tables.pop(name, None)
         if self.direct_sql:
-            self._create_indexes(self.store_table(name), typed)
+            self._create_indexes(self.store_table(name), self.schema.columns if self.schema is not None else {})
             store_sql.drop_graph(self.store_table(name))
 
-    def _create_indexes(self, table: StoreTable, typed: dict[str, ColumnKind]) -> None:
+    def _create_indexes(self, table: StoreTable, typed: Mapping[str, ColumnKind]) -> None:
         column = table.columns
         prefix = f"{column['namespace_key']}, " if self.shared else ""
         store_sql.create_index(table, "metadata", f"gin ({column['metadata']} jsonb_path_ops)")

@@ -141,12 +141,15 @@ class Projection:
 
     def close(self) -> None:
         """Stop the projector after the batch in hand and let go of the database. Blocking; idempotent."""
-        self.projector.stop()
+        stopped = self.projector.stop()
         if self._graphs is not None:
             self._graphs.stop()
         self.reads.close()
         embed.unregister(self._store_id)
-        self._guard.release()
+        if stopped:
+            self._guard.release()
+        else:  # the claim on the projection is kept, so that nobody else writes beside it
+            _logger.critical("the projector is stuck in the database; its tables stay claimed by this process")
 
 
 def _no_graph(_table: str) -> bool:
@@ -162,16 +165,18 @@ def _reconcile(tables: TableSet, state: ProjectionState, log: Log, *, rebuild: b
             if checkpoint_lsn > log.durable_lsn:
                 raise CheckpointAheadError(checkpoint_lsn, log.durable_lsn)
             return checkpoint_lsn
-        if found.store_id == state.store_id and found.format == state.format:
-            raise ProjectionMismatchError(_differences(found, state))
-        _logger.warning("the projection %s belongs to another store: it is rebuilt from the log", tables.path)
+        if found.store_id != state.store_id:
+            _logger.warning("the projection %s belongs to another store: it is rebuilt from the log", tables.path)
+        elif found.format == state.format and (differences := _differences(found, state)):
+            raise ProjectionMismatchError(differences)
+        # else an earlier format or, as the manifest has agreed to it, another model
     tables.drop()
     tables.initialize()
     return 0
 
 
 def _differences(found: ProjectionState, state: ProjectionState) -> str:
-    names: Sequence[str] = ("layout", "schema", "embedding", "dimensions")
+    names: Sequence[str] = ("layout", "schema")
     return ", ".join(
         f"{name} {getattr(found, name)!r} (now {getattr(state, name)!r})"
         for name in names

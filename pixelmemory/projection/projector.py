@@ -152,13 +152,18 @@ class Projector:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, timeout_seconds: float = 30.0) -> None:
-        """Stop after the batch in hand. What is not applied stays in the log for the next open."""
+    def stop(self, timeout_seconds: float = 120.0) -> bool:
+        """Stop after the batch in hand. What is not applied stays in the log for the next open.
+
+        Returns:
+            Whether both threads have ended.
+        """
         self._stop_threads()
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(timeout_seconds)
         self._fail_requests(ProjectionUnavailableError("the store was closed"))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _stop_threads(self) -> None:
         self._stopping.set()
@@ -258,10 +263,14 @@ class Projector:
         for key, change in changes.items():
             if change.content is None or self._dimensions is None:
                 continue
-            if change.embedding is not None:
-                vectors[key] = np.frombuffer(change.embedding, dtype="<f4")
-            elif self._embed is not None:
+            own = None if change.embedding is None else np.frombuffer(change.embedding, dtype="<f4")
+            if own is not None and len(own) == self._dimensions:
+                vectors[key] = own
+            elif self._embed is not None:  # the caller's vector is of another length after a change of model
                 wanted.setdefault(change.content, []).append(key)
+            else:
+                given = "no vector" if own is None else f"a vector of {len(own)} dimensions"
+                failed[key] = f"it has {given}, and the store, which has no model, needs {self._dimensions} dimensions"
         fault_point("projector.embed.before")
         started = time.perf_counter()
         for text, outcome in self._embed_each(list(wanted)).items():
@@ -383,15 +392,20 @@ class Projector:
         except Exception as error:
             if is_infrastructure_error(error):
                 raise
+            if (damage := self._tables.damage(self._names(changes))) is not None:
+                raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
             _logger.warning("a batch was refused (%s): looking for the event that causes it", error)
             dead += self._bisect(changes, batch.vectors)
             recorded = self._writer.apply([], {}, checkpoint_lsn=last_lsn, dead_letters=dead)
         self._keep(recorded)
 
+    def _names(self, changes: Sequence[Change]) -> set[str]:
+        names = {self._tables.name_of(change.namespace) for change in changes}
+        return {name for name in names if name is not None}
+
     def _graphs_before(self, changes: Sequence[Change], last_lsn: int) -> None:
         if self._graphs is not None:
-            names = {self._tables.name_of(change.namespace) for change in changes}
-            self._graphs.before_batch({name for name in names if name is not None}, self._log.durable_lsn - last_lsn)
+            self._graphs.before_batch(self._names(changes), self._log.durable_lsn - last_lsn)
 
     def _graphs_after(self, batch: _Batch) -> None:
         if self._graphs is None:
