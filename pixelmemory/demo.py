@@ -9,6 +9,7 @@ and goes straight to the searches.
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import datetime as dt
 import importlib.util
@@ -297,11 +298,11 @@ def main() -> int:
     os.environ["PIXELTABLE_HOME"] = str(DEMO / "pixeltable")
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     warnings.simplefilter("ignore")
-    ours = True
+    atexit.register(stop_database)  # there it also comes after a thread that is still starting it
     try:
         anyio.run(run)
     except StoreLockedError as error:
-        ours = False  # and so the database is in use
+        atexit.unregister(stop_database)  # it is in use
         console.print(f"[yellow]Another demo is running here[/]: {error}")
         return 1
     except (PixelmemoryError, DemoError) as error:
@@ -310,9 +311,6 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nStopped. What was recorded stays: the next run goes on from there.")
         return 130
-    finally:
-        if ours:
-            stop_database()
     return 0
 
 
