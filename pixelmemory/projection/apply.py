@@ -19,6 +19,7 @@ import pixeltable as pxt
 import sqlalchemy as sql
 
 from pixelmemory.errors import ProjectionError
+from pixelmemory.log.files import fault_point
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.fold import Change
@@ -96,8 +97,10 @@ class TableWriter:
         dead = self._tables.table("dead_letters")
         opened = [self._tables.table(name) for name in by_table]
         with self._transaction([*opened, state, dead]) as connection:
+            fault_point("apply.begun")
             for name, group in by_table.items():
                 missing += self._apply_table(connection, name, group, vectors, replace)
+            fault_point("apply.rows")
             if revived_lsns:
                 dead.delete(dead.lsn.isin(list(revived_lsns)))
             reason = "its memory is not in the table (deleted there directly?)"
@@ -106,6 +109,8 @@ class TableWriter:
                 dead.batch_update([msgspec.structs.asdict(letter) for letter in recorded], if_not_exists="insert")
             if checkpoint_lsn is not None:
                 self._advance(connection, state, checkpoint_lsn)
+            fault_point("apply.checkpoint")
+        fault_point("apply.committed")
         return recorded
 
     @contextlib.contextmanager

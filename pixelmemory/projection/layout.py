@@ -22,10 +22,11 @@ import msgspec
 import pixeltable as pxt
 from pixeltable import exceptions as excs
 
+from pixelmemory.log.files import fault_point
 from pixelmemory.options import Layout
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.embed import embed_content
-from pixelmemory.projection.filter_sql import STRING_INDEX_CHARS
+from pixelmemory.projection.filter_sql import typed_index
 from pixelmemory.projection.store_sql import StoreTable
 from pixelmemory.schema import ColumnKind, Schema
 
@@ -126,7 +127,9 @@ class TableSet:
 
     def drop(self) -> None:
         """Delete the whole projection, with whatever users added to its tables."""
+        fault_point("projection.before_drop")
         pxt.drop_dir(self.path, force=True, if_not_exists="ignore")
+        fault_point("projection.after_drop")
         self._registry.clear()
         self._store_tables.clear()
         self._tables.clear()
@@ -134,6 +137,7 @@ class TableSet:
     def initialize(self) -> None:
         """Make an empty projection with its checkpoint at 0. The state row comes last: without it there is none."""
         pxt.create_dir(self.path, parents=True, if_exists="ignore")
+        fault_point("projection.after_folder")
         registry = {"namespace_key": pxt.Required[pxt.UUID], "namespace": pxt.String, "table_name": pxt.String}
         dead = {
             "lsn": pxt.Required[pxt.Int],
@@ -153,9 +157,12 @@ class TableSet:
             "format": pxt.Int,
         }
         pxt.create_table(f"{self.path}/registry", registry, primary_key="namespace_key")
+        fault_point("projection.after_registry")
         pxt.create_table(f"{self.path}/dead_letters", dead, primary_key="lsn")
         table = pxt.create_table(f"{self.path}/state", state, primary_key="key")
+        fault_point("projection.after_state")
         table.insert([{"key": 1, "checkpoint_lsn": 0, **msgspec.structs.asdict(self.state)}])
+        fault_point("projection.after_state_row")
 
     def load(self) -> None:
         """Read the registry, and check the internals that the fast paths use."""
@@ -240,17 +247,21 @@ class TableSet:
         name = SHARED_TABLE if self.shared else table_name(namespace)
         if not (self.shared and self._registry):
             self._create_table(name)
+        fault_point("table.after_indexes")
         row = {"namespace_key": namespace_key(namespace), "namespace": namespace, "table_name": name}
         self.table("registry").insert([row])
+        fault_point("table.after_registration")
         with self._lock:
             self._registry[namespace] = name
         return name
 
     def _create_table(self, name: str) -> None:
         path = f"{self.path}/{name}"
+        fault_point("table.before_create")
         pxt.drop_table(path, force=True, if_not_exists="ignore")
         key = ["namespace_key", "memory_id"] if self.shared else ["memory_id"]
         table = pxt.create_table(path, self._columns(), primary_key=key)
+        fault_point("table.after_create")
         dimensions = self.state.dimensions
         if dimensions is not None:
             table.add_embedding_index(
@@ -260,6 +271,7 @@ class TableSet:
                 metric="cosine",
                 precision="fp32" if dimensions <= DIMENSIONS_MAX_FP32 else "fp16",
             )
+        fault_point("table.after_embedding_index")
         self._tables[name] = table
         self._store_tables.pop(name, None)
         if self.direct_sql:
@@ -275,9 +287,7 @@ class TableSet:
         for name, kind in typed.items():
             if kind is ColumnKind.JSON:
                 continue
-            # a long string does not fit a btree entry, so strings are indexed by their beginning
-            collate = ' COLLATE "C"' if kind is ColumnKind.STRING else ""
-            expression = (
-                f"left({column[name]}, {STRING_INDEX_CHARS}){collate}" if kind is ColumnKind.STRING else column[name]
-            )
+            expression, unheld = typed_index(column["metadata"], name, column[name], kind)
             store_sql.create_index(table, f"typed_{column[name]}", f"btree ({prefix}({expression}))")
+            # rows whose metadata the column cannot hold: few, and found without looking at the others
+            store_sql.create_index(table, f"untyped_{column[name]}", f"btree ({prefix}(1))", unheld)

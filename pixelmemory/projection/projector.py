@@ -34,10 +34,39 @@ from pixelmemory.projection.fold import Change, fold
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
 
-__all__ = ["EmbedTexts", "Projector", "ProjectorStats"]
+__all__ = ["PROJECTOR_FAULT_POINTS", "EmbedTexts", "Projector", "ProjectorStats"]
 
 _logger = logging.getLogger("pixelmemory.projector")
 T = TypeVar("T")
+
+#: the fault points of the projection, in the order of a life; the log has its own
+PROJECTOR_FAULT_POINTS = (
+    "projection.before_drop",
+    "projection.after_drop",
+    "projection.after_folder",
+    "projection.after_registry",
+    "projection.after_state",
+    "projection.after_state_row",
+    "projector.fold",
+    "projector.embed.before",
+    "projector.embed.after",
+    "projector.apply.before",
+    "table.before_create",
+    "table.after_create",
+    "table.after_embedding_index",
+    "table.after_indexes",
+    "table.after_registration",
+    "projector.apply.prepared",
+    "apply.begun",
+    "apply.rows",
+    "apply.checkpoint",
+    "apply.committed",
+    "projector.apply.after",
+    "projector.watermark",
+    "projector.bisect.before",
+    "projector.bisect.after",
+    "projector.retry.applied",
+)
 
 #: ``(n distinct texts) -> float32 (n, dimensions)``; raises UnembeddableTextError for one text without a vector
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
@@ -395,7 +424,9 @@ class Projector:
             if (damage := self._tables.damage(self._names(changes))) is not None:
                 raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
             _logger.warning("a batch was refused (%s): looking for the event that causes it", error)
+            fault_point("projector.bisect.before")
             dead += self._bisect(changes, batch.vectors)
+            fault_point("projector.bisect.after")
             recorded = self._writer.apply([], {}, checkpoint_lsn=last_lsn, dead_letters=dead)
         self._keep(recorded)
 
@@ -460,6 +491,7 @@ class Projector:
             dead += letters_of(batch.changes[key], reason)
         changes = [change for key, change in batch.changes.items() if key not in batch.failed]
         dead += self._bisect(changes, batch.vectors)
+        fault_point("projector.retry.applied")
         still = {letter.lsn for letter in dead}
         revived = [lsn for lsn in lsns if lsn not in still]
         self._writer.apply([], {}, checkpoint_lsn=None, dead_letters=dead, revived_lsns=revived)
