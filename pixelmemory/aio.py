@@ -25,6 +25,7 @@ from pixelmemory.values import (
     check_namespace,
     check_time_range,
     check_vector,
+    decode_metadata,
     encode_metadata,
     from_timestamp,
     new_memory_id,
@@ -427,7 +428,7 @@ class AsyncMemory:
         if metadata is not None:
             metadata_json = encode_metadata(metadata, engine.options)
             if store.schema is not None:
-                store.schema.check(dict(metadata))  # type: ignore[call-overload]
+                store.schema.check(decode_metadata(metadata_json))
         vector: bytes | None = None
         if embedding is not None:
             if store.dimensions is None:

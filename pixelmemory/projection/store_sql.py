@@ -138,13 +138,19 @@ def live_keys(
     return {row[0] if single else tuple(row) for row in rows}
 
 
-def create_index(table: StoreTable, suffix: str, method_and_columns: str) -> None:
-    """Make a partial index of ours over the live rows, if it is missing."""
+def create_index(table: StoreTable, suffix: str, method_and_columns: str, predicate: str = "TRUE") -> None:
+    """Make a partial index of ours over the live rows, if it is missing.
+
+    Args:
+        suffix: tells it from the table's others.
+        method_and_columns: such as ``btree (col_1)``; trusted SQL, as is ``predicate``.
+    """
+    where = LIVE if predicate == "TRUE" else f"{LIVE} AND ({predicate})"
     statement = (
-        f"CREATE INDEX IF NOT EXISTS pxm_{suffix}_{table.name} ON {table.name} USING {method_and_columns} WHERE {LIVE}"
+        f"CREATE INDEX IF NOT EXISTS pxm_{suffix}_{table.name} ON {table.name} USING {method_and_columns} WHERE {where}"
     )
     with pxt_transaction(for_write=True) as connection:
-        connection.execute(sql.text(statement))
+        connection.exec_driver_sql(statement)
 
 
 def drop_graph(table: StoreTable) -> None:
