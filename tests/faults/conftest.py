@@ -1,0 +1,26 @@
+"""The report of the fault battery."""
+
+from __future__ import annotations
+
+import pytest
+from fault_report import LONG_FORM, FaultReport
+
+_REPORT = pytest.StashKey[FaultReport]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_REPORT] = FaultReport()
+
+
+@pytest.fixture(scope="session")
+def fault_report(pytestconfig: pytest.Config) -> FaultReport:
+    """The run's counters: ``fault_report.add(kind, n)`` for each fault, ``fault_report.judge(verdict)`` after it."""
+    return pytestconfig.stash.setdefault(_REPORT, FaultReport())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    report = config.stash.get(_REPORT, None)
+    if report is not None and (lines := report.lines()):
+        terminalreporter.section(f"fault battery, {'long' if LONG_FORM else 'short'} form")
+        for line in lines:
+            terminalreporter.write_line(line)
