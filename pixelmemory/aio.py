@@ -13,6 +13,7 @@ from pixelmemory.engine import Engine
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, MemoryExistsError, StoreClosedError
 from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
 from pixelmemory.filters import parse_filter
+from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.opening import OpenStore, check_name
 from pixelmemory.options import Options
@@ -87,6 +88,8 @@ class AsyncMemory:
         self._embedding_config = embedding_config
         self._options = options or Options()
         self._engine: Engine | None = None
+        #: the file operations of the log; tests put faulty ones here before the store is opened
+        self._files: Files | None = None
 
     @classmethod
     async def open(
@@ -112,7 +115,7 @@ class AsyncMemory:
     async def _open(self) -> None:
         if self._engine is not None:
             raise StoreClosedError("this handle was opened before; make a new one")
-        self._engine = await Engine.open(self._name, self._schema, self._embedding_config, self._options)
+        self._engine = await Engine.open(self._name, self._schema, self._embedding_config, self._options, self._files)
 
     async def __aenter__(self) -> Self:
         if self._engine is None:

@@ -30,7 +30,7 @@ from pixelmemory.errors import (
     WrongThreadError,
 )
 from pixelmemory.events import Event
-from pixelmemory.log import Append
+from pixelmemory.log import Append, Files
 from pixelmemory.models import Health, Stats
 from pixelmemory.opening import OpenStore, open_store
 from pixelmemory.options import Options
@@ -92,8 +92,13 @@ class Engine:
     # -- life cycle
 
     @classmethod
-    async def open(cls, name: str, schema: object, embedding_config: object, options: Options) -> Engine:
-        """Open the store ``name``; see :class:`pixelmemory.AsyncMemory` for the arguments and errors."""
+    async def open(
+        cls, name: str, schema: object, embedding_config: object, options: Options, files: Files | None = None
+    ) -> Engine:
+        """Open the store ``name``; see :class:`pixelmemory.AsyncMemory` for the arguments and errors.
+
+        ``files`` are the file operations of its log; for tests.
+        """
         self = cls(options)
         store = await anyio.to_thread.run_sync(
             lambda: open_store(
@@ -103,6 +108,7 @@ class Engine:
                 options,
                 on_commit=lambda appends: self._post(self._committed, appends),
                 on_watermark=lambda _lsn: self._post(self._advanced),
+                files=files,
             )
         )
         self._store = store

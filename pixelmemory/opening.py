@@ -21,7 +21,7 @@ import numpy as np
 
 from pixelmemory.embedding import Embedder, EmbeddingConfig, VectorCache, open_embedder, parse_embedding_config
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, ModelMismatchError, UnembeddableTextError
-from pixelmemory.log import FORMAT_VERSION, Append, Log, Manifest, StoreLock
+from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.options import Options
 from pixelmemory.schema import Schema, parse_schema
 
@@ -95,8 +95,12 @@ def open_store(
     *,
     on_commit: Callable[[Sequence[Append]], None],
     on_watermark: Callable[[int], None],
+    files: Files | None = None,
 ) -> OpenStore:
     """Open, or make, the store ``name``. The projector is not started yet.
+
+    Args:
+        files: the file operations of the log and the manifest; for tests.
 
     Raises:
         InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
@@ -115,13 +119,13 @@ def open_store(
         store.schema = parsed_schema
         lock = StoreLock.acquire(folder / "LOCK")
         stack.callback(lock.release)
-        manifest = Manifest.load(folder)
+        manifest = Manifest.load(folder, files)
         embedding = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, options)
         manifest = _renewed(manifest, embedding, store.dimensions, options)
-        manifest.save(folder)
+        manifest.save(folder, files)
         store.log = Log.open(
-            folder, store_id=manifest.store_id, epoch=manifest.epoch, options=options, on_commit=on_commit
+            folder, store_id=manifest.store_id, epoch=manifest.epoch, options=options, on_commit=on_commit, files=files
         )
         stack.callback(store.log.close)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
