@@ -207,8 +207,8 @@ class AsyncMemory:
             Their ids, in order.
 
         Raises:
-            LimitExceededError: the batch is larger than ``append_bytes_max`` encoded; split it.
-            Otherwise as :meth:`add_entry`; errors name the entry, such as ``entries[3].content``.
+            LimitExceededError: the batch is larger than ``append_bytes_max`` encoded; split it. Otherwise as
+                :meth:`add_entry`; errors name the entry, such as ``entries[3].content``.
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)

@@ -44,7 +44,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     # -- where
-    #: the folder that holds the stores; default: ``PIXELMEMORY_HOME``, else the platform's user data folder
+    #: the folder that holds the stores; without it ``PIXELMEMORY_HOME``, else the user data folder of the platform
     home: str | os.PathLike[str] | None = None
 
     # -- the log
