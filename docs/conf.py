@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 project = "Pixelmemory"
 author = "The Pixelmemory developers"
@@ -25,3 +26,17 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+
+def _keep_attribute_text(_app: object, what: str, _name: str, _object: object, _options: Any, lines: list[str]) -> None:
+    """Attributes are described by plain text: no type before the first colon, nothing where there is no comment."""
+    if what == "attribute" and lines:
+        if lines[0].startswith("Alias for field number"):
+            lines.clear()
+        else:
+            lines.insert(0, "")
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", _keep_attribute_text, priority=400)  # before napoleon
