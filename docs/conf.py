@@ -28,15 +28,22 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 
-def _keep_attribute_text(_app: object, what: str, _name: str, _object: object, _options: Any, lines: list[str]) -> None:
-    """Attributes are described by plain text: no type before the first colon, nothing where there is no comment."""
-    if what == "attribute" and lines:
-        if lines[0].startswith("Alias for field number"):
-            lines.clear()
-        else:
-            lines.insert(0, "")
+# Napoleon reads "a text: and more" beside an attribute as a type and a description; here it is a text.
+_attribute_texts: dict[str, list[str]] = {}
+
+
+def _save_attribute(_app: object, what: str, name: str, _object: object, _options: object, lines: list[str]) -> None:
+    if what == "attribute":
+        alias = bool(lines) and lines[0].startswith("Alias for field number")  # what an uncommented field says
+        _attribute_texts[name] = [] if alias else list(lines)
+
+
+def _restore_attribute(_app: object, what: str, name: str, _object: object, _options: object, lines: list[str]) -> None:
+    if what == "attribute":
+        lines[:] = _attribute_texts.pop(name)
 
 
 def setup(app: Any) -> None:
     """Sphinx calls this."""
-    app.connect("autodoc-process-docstring", _keep_attribute_text, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", _save_attribute, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", _restore_attribute, priority=600)
