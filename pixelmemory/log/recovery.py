@@ -37,7 +37,7 @@ from pixelmemory.log.segment import (
 )
 from pixelmemory.log.walk import BadFrameError, Window, find_frame_header, walk_frames
 
-__all__ = ["VerifiedLog", "VerifiedSegment", "verify_log"]
+__all__ = ["VerifiedLog", "VerifiedSegment", "only_zeros", "verify_log"]
 
 
 class VerifiedSegment:
@@ -62,13 +62,13 @@ class VerifiedSegment:
         self.closed = False
         #: of its last event, nanoseconds since the epoch; 0 if it has none
         self.logged_at_ns = 0
-        #: what stands after the good frames
+        #: what stands after the good frames, if it is more than the zeros that a writer reserves
         self.bad: BadFrameError | None = None
 
     @property
     def clean_end(self) -> bool:
         """Whether everything in the file is good and attested."""
-        return self.bad is None and self.attested == self.end and self.size_bytes == self.end.byte_offset
+        return self.bad is None and self.attested == self.end
 
 
 class VerifiedLog:
@@ -199,20 +199,26 @@ class _Verification:
         except BadFrameError as error:
             found.bad = error
             if last and not error.foreign:
-                self._refuse_if_attested(found, Window(self.files, fd), durable_lsn)
+                self._refuse_if_attested(found, fd, durable_lsn)
+            if last and only_zeros(self.files, fd, error.byte_offset, size_bytes):
+                found.bad = None
         finally:
             self.files.close(fd)
+        if found.bad is None and found.end.lsn <= segment.header.durable_lsn:
+            reason = f"the segment ends here, though it held LSN {segment.header.durable_lsn} when it was made"
+            raise LogCorruptError(segment.path, found.end.byte_offset, found.end.lsn, reason)
         if last_frame is not None:
             found.logged_at_ns = last_logged_at_ns(last_frame, segment.path)
         return found
 
-    def _refuse_if_attested(self, found: VerifiedSegment, window: Window, durable_lsn: int) -> None:
+    def _refuse_if_attested(self, found: VerifiedSegment, fd: int, durable_lsn: int) -> None:
         """Raise if the bad bytes were durable once: then they are damage, not a torn tail."""
         bad, path = found.bad, found.segment.path
         assert bad is not None
         if durable_lsn >= bad.lsn:
             raise LogCorruptError(path, bad.byte_offset, bad.lsn, f"{bad.reason}, though it was synced")
         start = bad.byte_offset + FRAME_HEADER_BYTES
+        window = Window(self.files, fd)
         for byte_offset, header in find_frame_header(window, found.segment, start, found.size_bytes, bad.lsn):
             # frames of the relaxed sync modes may follow one that was never synced
             if header.durable_lsn >= bad.lsn or header.flags & FLAG_SYNCED_EACH:
@@ -220,8 +226,8 @@ class _Verification:
                 raise LogCorruptError(path, bad.byte_offset, bad.lsn, reason)
         if bad.header is not None and bad.header.flags & FLAG_SYNCED_EACH:
             end = bad.byte_offset + frame_bytes(bad.header.body_bytes)
-            if end < found.size_bytes:
-                reason = f"{bad.reason}, and more was written after it at byte {end}"
+            if not only_zeros(self.files, fd, end, found.size_bytes):
+                reason = f"{bad.reason}, and more was written after it, from byte {end}"
                 raise LogCorruptError(path, bad.byte_offset, bad.lsn, reason)
 
     def _is_torn(self, found: VerifiedSegment) -> bool:
@@ -260,16 +266,15 @@ class _Verification:
         path = found.segment.path
         if found.sealed:
             raise LogCorruptError(path, found.end.byte_offset, found.end.lsn, "the segment after this one is missing")
-        if found.bad is not None and not self._is_torn(found) and (found.bad.foreign or not drop_damaged):
+        bad = found.bad
+        if bad is not None and bad.foreign:
+            raise LogCorruptError(path, bad.byte_offset, bad.lsn, bad.reason)
+        if bad is not None and not self._is_torn(found) and not drop_damaged:
             hint = (
-                ""
-                if found.bad.foreign
-                else (
-                    ". It is the final batch, of full length, and may have been acknowledged. To drop it, open with "
-                    "options=Options(drop_damaged_final_frame=True) once"
-                )
+                "it is the final batch, of full length, and may have been acknowledged. To drop it, open with "
+                "options=Options(drop_damaged_final_frame=True) once"
             )
-            raise LogCorruptError(path, found.bad.byte_offset, found.bad.lsn, found.bad.reason + hint)
+            raise LogCorruptError(path, bad.byte_offset, bad.lsn, f"{bad.reason}; {hint}")
         verified.append(found)
         self._check_seals(verified)
         return verified
@@ -290,37 +295,40 @@ class _Verification:
     def _check_seals(self, verified: list[VerifiedSegment]) -> None:
         """Check what follows the frames of each segment that has a successor: its seal.
 
-        The successor's first frame is written after the seal was synced; only a recovery puts frames before it.
+        The successor's first frame is written after the seal was synced; only a recovery puts frames there before.
         """
         for found, following in pairwise(verified):
-            rest = self._read_rest(found)
-            found.sealed = self._is_seal(found, rest)
-            if found.sealed:
+            found.sealed, torn = self._look_for_seal(found)
+            unused = not following.frames and following.bad is None
+            interrupted = following.segment.header.recovered or (unused and (found.sealed or torn))
+            if found.sealed and found.size_bytes == found.end.byte_offset + FRAME_HEADER_BYTES:
                 continue
-            torn = len(rest) < FRAME_HEADER_BYTES or (len(rest) == FRAME_HEADER_BYTES and not any(rest))
-            unused = torn and not following.frames and following.bad is None
-            if following is not verified[-1] or not (unused or following.segment.header.recovered):
-                end = found.end
-                raise LogCorruptError(
-                    found.segment.path, end.byte_offset, end.lsn, "the segment's seal is damaged or gone"
-                )
+            if following is not verified[-1] or not interrupted:
+                path, end = found.segment.path, found.end
+                raise LogCorruptError(path, end.byte_offset, end.lsn, "the segment's seal is damaged or gone")
+            found.sealed = False
 
-    def _read_rest(self, found: VerifiedSegment) -> bytes:
-        fd = self.files.open_read(found.segment.path)
-        try:
-            return self.files.read(fd, 2 * FRAME_HEADER_BYTES, found.end.byte_offset)
-        finally:
-            self.files.close(fd)
-
-    def _is_seal(self, found: VerifiedSegment, rest: bytes) -> bool:
-        if len(rest) != FRAME_HEADER_BYTES:
-            return False
+    def _look_for_seal(self, found: VerifiedSegment) -> tuple[bool, bool]:
+        """Whether a seal and nothing but zeros follow the frames; whether an interrupted seal does."""
+        start = found.end.byte_offset
         segment = Segment(found.segment.path, found.segment.header, found.size_bytes)
         fd = self.files.open_read(segment.path)
         try:
+            if found.size_bytes - start < FRAME_HEADER_BYTES or only_zeros(self.files, fd, start, found.size_bytes):
+                return False, True
             frame = next(walk_frames(Window(self.files, fd), segment, found.end))
+            sealed = frame is not None and frame.header.kind == FrameKind.SEAL
+            return sealed and only_zeros(self.files, fd, start + FRAME_HEADER_BYTES, found.size_bytes), False
         except BadFrameError:
-            return False
+            return False, False
         finally:
             self.files.close(fd)
-        return frame is not None and frame.header.kind == FrameKind.SEAL
+
+
+def only_zeros(files: Files, fd: int, start: int, end: int) -> bool:
+    """Whether the file holds nothing else from ``start`` to ``end`` (or to its own end, if that comes first)."""
+    while start < end and (data := files.read(fd, min(1 << 20, end - start), start)):
+        if any(data):
+            return False
+        start += len(data)
+    return True

@@ -193,12 +193,12 @@ def _copy_frames(files: Files, last: VerifiedSegment, start: Place, copied: _Cop
         files.close(fd)
 
 
-def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, point: str) -> tuple[int, int]:
-    """Write a frame without events (``CLOSE``, ``SEAL``) at ``end`` and sync; everything before it must be synced.
+def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, point: str) -> None:
+    """End a segment: write a frame without events (``CLOSE``, ``SEAL``) at ``end``, cut off what follows, and sync.
 
-    Returns the frame's size and checksum.
+    Everything before ``end`` must be synced already.
     """
-    data, checksum = build_frame(
+    data, _ = build_frame(
         [],
         kind=kind,
         flags=0,
@@ -212,9 +212,9 @@ def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, p
     fault_point(point + ".before_write")
     write_all(files, fd, data, end.byte_offset)
     fault_point(point + ".after_write")
+    files.truncate(fd, end.byte_offset + len(data))
     files.sync(fd)
     fault_point(point + ".after_sync")
-    return len(data), checksum
 
 
 def _finish(files: Files, segment: Segment, size_bytes: int, end: Place, next_lsn: int) -> None:
