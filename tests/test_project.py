@@ -296,6 +296,29 @@ def test_the_quick_start_runs(minilm_path: str, tmp_path: Path) -> None:
     assert lines[-1].endswith("The user prefers short answers.")
 
 
+def test_the_demo_finds_its_input(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pixelmemory import demo
+
+    with Progress(console=Console(quiet=True)) as progress:
+        entries = demo.collect(progress)
+    assert 2000 < len(entries) <= demo.MEMORIES_MAX
+    assert len({entry["memory_id"] for entry in entries}) == len(entries)
+    known = {entry["memory_id"]: entry for entry in entries}
+    assert known["heapq.merge"]["metadata"] | {"length": 0} == {
+        "module": "heapq",
+        "kind": "function",
+        "name": "heapq.merge",
+        "length": 0,
+        "tags": ["heapq"],
+    }
+    assert {entry["metadata"]["kind"] for entry in entries} == {"module", "class", "function", "method"}
+    assert max(len(entry["content"]) for entry in entries) <= demo.CONTENT_CHARS_MAX
+    assert capsys.readouterr().out == ""
+
+
 # ------------------------------------------------------------------------------------------------------- packaging
 
 
