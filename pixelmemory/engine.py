@@ -6,6 +6,7 @@ with one call each a commit or a batch; everything below that is marked "loop" i
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -83,7 +84,7 @@ class Engine:
         self._in_flight = 0
         #: one lock a memory that is being checked and changed -> (lock, users); loop
         self._locks: dict[Key, tuple[anyio.Lock, int]] = {}
-        #: woken after each commit; loop
+        #: woken after each commit and each withdrawal; loop
         self._committed_once = anyio.Event()
         self._last_created_us = 0
         #: durable LSN when the store was opened: ids are checked once the projection has caught up with it
@@ -215,8 +216,7 @@ class Engine:
                     lsn += 1
                 self.last_lsn = max(self.last_lsn, lsn - 1)
             pending.done.set()
-        self._committed_once.set()
-        self._committed_once = anyio.Event()
+        self._room_was_made()
         if self._store is not None:
             self._store.projection.projector.notify(urgent=bool(self._waiting))
             self._advanced()
@@ -233,6 +233,10 @@ class Engine:
                 del self._unseen[key]
         while self._waiting and (self._waiting[0][0] <= watermark or projector.failure is not None):
             heapq.heappop(self._waiting)[2].set()
+
+    def _room_was_made(self) -> None:
+        self._committed_once.set()
+        self._committed_once = anyio.Event()
 
     def _wake_all(self) -> None:
         while self._waiting:
@@ -336,9 +340,13 @@ class Engine:
         except anyio.get_cancelled_exc_class():
             if store.log.withdraw(append):
                 self._in_flight -= len(events)
+                self._room_was_made()
                 raise
-            with anyio.CancelScope(shield=True):
-                await pending.done.wait()
+            # the caller holds the memory's lock, and nobody may check the memory before the outcome is known: asyncio's
+            # own cancellation passes the shield, and may come twice
+            while not pending.done.is_set():
+                with contextlib.suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+                    await pending.done.wait()
             raise
         if append.error is not None:
             # one error, many waiters: each gets an instance with a traceback of its own
