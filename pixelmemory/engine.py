@@ -250,6 +250,7 @@ class Engine:
         Raises:
             WaitTimeoutError: it did not within ``timeout_seconds``.
             ProjectionUnavailableError: the projector has stopped.
+            StoreClosedError: the store was closed meanwhile.
         """
         projector = store.projection.projector
         if projector.watermark >= lsn:
@@ -267,6 +268,8 @@ class Engine:
                 heapq.heapify(self._waiting)
         if projector.watermark >= lsn:
             return
+        if self._closed.is_set():
+            raise StoreClosedError(f"the store was closed; LSN {lsn} is durable and not visible yet")
         if projector.failure is not None:
             raise ProjectionUnavailableError(f"{projector.blocked}; LSN {lsn} is durable and not visible")
         raise WaitTimeoutError(lsn, projector.watermark, timeout_seconds, projector.blocked)
