@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -52,6 +53,35 @@ class _Pending:
         self.done = anyio.Event()
         #: ((namespace, memory id), whether it exists afterwards) for each event
         self.effects = effects
+
+
+class _Opening:
+    """An open on a thread, for a task that may be gone before it is done: asyncio's own cancellation does not wait for
+    the thread. What nobody takes is closed again."""
+
+    def __init__(self, run: Callable[[], OpenStore]) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        self._store: OpenStore | None = None
+        self._abandoned = False
+
+    def run(self) -> OpenStore:
+        """Open; on the thread."""
+        store = self._run()
+        with self._lock:
+            if not self._abandoned:
+                self._store = store
+                return store
+        store.close()
+        raise StoreClosedError("the task that opened the store was cancelled")
+
+    def abandon(self) -> None:
+        """The task is gone."""
+        with self._lock:
+            self._abandoned = True
+            store = self._store
+        if store is not None:
+            threading.Thread(target=store.close, name="pixelmemory-close", daemon=True).start()
 
 
 class Engine:
@@ -101,7 +131,7 @@ class Engine:
         ``files`` are the file operations of its log; for tests.
         """
         self = cls(options)
-        store = await anyio.to_thread.run_sync(
+        opening = _Opening(
             lambda: open_store(
                 name,
                 schema,
@@ -112,6 +142,11 @@ class Engine:
                 files=files,
             )
         )
+        try:
+            store = await anyio.to_thread.run_sync(opening.run)
+        except BaseException:
+            opening.abandon()
+            raise
         self._store = store
         self._opened_lsn = self.last_lsn = store.log.durable_lsn
         self._last_created_us = store.last_logged_us

@@ -70,16 +70,18 @@ class Memory:
         self._portal: BlockingPortal | None = None
         self._portal_thread: int | None = None
         self._close_lock = threading.Lock()
-        with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal("asyncio", name="pixelmemory-loop"))
-            self._portal = portal
-            self._portal_thread = portal.call(threading.get_ident)
-            try:
+        try:
+            with ExitStack() as stack:
+                portal = stack.enter_context(start_blocking_portal("asyncio", name="pixelmemory-loop"))
+                self._portal = portal
+                self._portal_thread = portal.call(threading.get_ident)
                 self._call(self._memory._open)
-            except BaseException:
-                self._portal = None
-                raise
-            self._stack = stack.pop_all()
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._portal = None
+            if (engine := self._memory._engine) is not None:  # Ctrl-C came as the store was open already
+                engine.abandon()
+            raise
 
     def _call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
         """Run ``method`` in the store's loop and wait for it."""
