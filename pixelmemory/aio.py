@@ -135,11 +135,13 @@ class AsyncMemory:
     def __del__(self) -> None:
         engine: Engine | None = getattr(self, "_engine", None)
         if engine is not None and not engine.closed and engine.owned:
-            warnings.warn(
-                f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
-            )
-            if not sys.is_finalizing():  # threads that could be waited for do not run any more
-                engine.abandon()
+            try:
+                warnings.warn(
+                    f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
+                )
+            finally:  # also where warnings are errors
+                if not sys.is_finalizing():  # threads that could be waited for do not run any more
+                    engine.abandon()
 
     def __repr__(self) -> str:
         state = "not open" if self._engine is None else "closed" if self._engine.closed else "open"

@@ -129,9 +129,14 @@ class Memory:
     def __del__(self) -> None:
         if getattr(self, "_portal", None) is None or os.getpid() != self._pid:
             return
-        warnings.warn(
-            f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
-        )
+        try:
+            warnings.warn(
+                f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
+            )
+        finally:  # also where warnings are errors
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._portal = None
         engine = self._memory._engine
         if engine is None or sys.is_finalizing():  # threads that could be waited for do not run any more
