@@ -1,8 +1,8 @@
 """Opening a store: every part in its order, and all of them closed again where one fails.
 
 Blocking; runs on a worker thread. The order matters: the lock first (a second opener gets its error at once), then
-the model (a store is not made for a model that does not load), the log (recovered before anything reads it), and the
-projection.
+the model and Pixeltable (a store is not made for what does not load or start), the log (recovered before anything reads
+it), and the projection.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def open_store(
         manifest = Manifest.load(folder, files)
         embedding = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, options)
+        _start_pixeltable(store.dimensions, options)
         manifest = _renewed(manifest, embedding, store.dimensions, options)
         manifest.save(folder, files)
         store.log = Log.open(
@@ -180,6 +181,19 @@ def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, 
     )
 
 
+def _start_pixeltable(dimensions: int | None, options: Options) -> None:
+    """Start Pixeltable, and see whether it can index the vectors: before anything says what the store is made with."""
+    from pixelmemory.projection.database import start_pixeltable
+
+    start_pixeltable(keep_http_server=options.keep_pixeltable_http_server)
+    from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16
+
+    if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
+        raise InvalidArgumentError(
+            "embedding_config", f"gives {dimensions} dimensions; at most {DIMENSIONS_MAX_FP16} can be indexed"
+        )
+
+
 def _open_projection(
     store: OpenStore,
     manifest: Manifest,
@@ -189,17 +203,10 @@ def _open_projection(
     *,
     rebuild: bool,
 ) -> None:
-    from pixelmemory.projection.database import start_pixeltable
-
-    start_pixeltable(keep_http_server=options.keep_pixeltable_http_server)
-    from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16, ProjectionState
+    from pixelmemory.projection.layout import ProjectionState
     from pixelmemory.projection.projection import Projection
     from pixelmemory.query import Query
 
-    if store.dimensions is not None and store.dimensions > DIMENSIONS_MAX_FP16:
-        raise InvalidArgumentError(
-            "embedding_config", f"gives {store.dimensions} dimensions; at most {DIMENSIONS_MAX_FP16} can be indexed"
-        )
     cache: VectorCache | None = None
     if store.embedder is not None and options.vector_cache:
         cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions)
