@@ -1,0 +1,87 @@
+"""What the life-cycle tests and the engine's rows of the fault battery share: vectors, and processes of their own.
+
+Scripts that run in another process import it too: it imports neither pytest nor anything of a test.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from pixelmemory import AsyncMemory, Memory, Options
+
+__all__ = ["GIVEN", "open_memory", "options_at", "run_script", "start_script", "vector"]
+
+TESTS = Path(__file__).parent
+DIMENSIONS = 8
+#: a store whose vectors are always given: no model is loaded
+GIVEN: dict[str, Any] = {"dimensions": DIMENSIONS}
+
+
+def vector(number: int) -> list[float]:
+    """A unit vector, (8,), another one for each number."""
+    source = random.Random(number)
+    values = [source.gauss(0, 1) for _ in range(DIMENSIONS)]
+    length = math.hypot(*values)
+    return [value / length for value in values]
+
+
+def options_at(home: Path | str, **changes: Any) -> Options:
+    """Options of a store in ``home`` that shows no progress bar."""
+    return Options(**{"home": home, "progress": False, **changes})
+
+
+def open_memory(home: Path | str, name: str, **changes: Any) -> Memory:
+    """A store whose vectors are given; ``changes`` are options."""
+    return Memory(name, None, GIVEN, options=options_at(home, **changes))
+
+
+def async_memory(home: Path | str, name: str, **changes: Any) -> AsyncMemory:
+    """As :func:`open_memory`; not open yet."""
+    return AsyncMemory(name, None, GIVEN, options=options_at(home, **changes))
+
+
+def _environment(changes: dict[str, str]) -> dict[str, str]:
+    paths = [str(TESTS), str(TESTS / "faults"), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}
+
+
+def start_script(script: str, *arguments: object, python: tuple[str, ...] = (), **environment: str) -> Any:
+    """Start ``script`` in a process of its own, with its three streams as text pipes."""
+    return subprocess.Popen(
+        [sys.executable, *python, "-c", textwrap.dedent(script), *map(str, arguments)],
+        env=_environment(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_script(
+    script: str, *arguments: object, timeout_seconds: float = 60.0, python: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``script`` to its end; a hang fails the test."""
+    with start_script(script, *arguments, python=python, **environment) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+            raise AssertionError(
+                f"the script did not end within {timeout_seconds} s\n{stdout[-2000:]}\n{stderr[-4000:]}"
+            ) from None
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def answer_of(done: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON document that a script printed last; the script must have succeeded."""
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
