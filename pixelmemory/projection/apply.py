@@ -187,10 +187,10 @@ class TableWriter:
             with self._source.prepared(prepared):
                 # 'ignore' keeps a failing computed column of the user's from holding up the memories
                 status = table.insert(rows, on_error="ignore")
-            if status.num_rows != len(rows):
-                raise ProjectionError(f"Pixeltable inserted {status.num_rows} of {len(rows)} rows")
-            if any(column.endswith(INDEX_NAME) for column in status.cols_with_excs):
-                raise ProjectionError(f"Pixeltable could not embed {status.num_excs} rows")
+            inserted = status.row_count_stats.ins_rows  # num_rows counts those of the user's views as well
+            if inserted != len(rows):
+                raise ProjectionError(f"Pixeltable inserted {inserted} of {len(rows)} rows")
+            _check_embedded(status)
 
     def _patch(self, table: pxt.Table, changes: Sequence[Change], vectors: Vectors) -> None:
         by_columns: dict[tuple[bool, bool], list[Change]] = defaultdict(list)
@@ -199,7 +199,20 @@ class TableWriter:
         for group in by_columns.values():
             for same, prepared in self._rounds(group, vectors):
                 with self._source.prepared(prepared):
-                    table.batch_update([self._patch_row(change) for change in same])
+                    self._update(table, same)
+
+    def _update(self, table: pxt.Table, changes: Sequence[Change]) -> None:
+        """Update rows, and let no failing computed column or index of the user's hold them up."""
+        if self._tables.direct_sql:
+            with store_sql.tolerant_updates(table):
+                _check_embedded(table.batch_update([self._patch_row(change) for change in changes]))
+            return
+        for change in changes:  # the public API tolerates such a failure in single updates alone
+            row = self._patch_row(change)
+            for name in self._key_columns(change):
+                del row[name]
+            for predicate in self._predicates(table, [change]):
+                _check_embedded(table.update(row, where=predicate))
 
     def _rounds(
         self, changes: Sequence[Change], vectors: Vectors
@@ -250,3 +263,9 @@ class TableWriter:
 
 def _same(left: np.ndarray | None, right: np.ndarray | None) -> bool:
     return left is right or (left is not None and right is not None and np.array_equal(left, right))
+
+
+def _check_embedded(status: Any) -> None:
+    """Raise if rows of a write got no vector because our index failed; Pixeltable names it ``table.content:index``."""
+    if any(column.endswith(f".content:{INDEX_NAME}") for column in status.cols_with_excs):
+        raise ProjectionError(f"Pixeltable could not embed {status.num_excs} rows")

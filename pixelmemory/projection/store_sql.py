@@ -31,6 +31,7 @@ __all__ = [
     "drop_graph",
     "resolve",
     "thread_released",
+    "tolerant_updates",
     "transaction",
 ]
 
@@ -84,6 +85,26 @@ def pxt_transaction(*, for_write: bool) -> Iterator[sql.Connection]:
 
     with get_runtime().begin_xact(for_write=for_write) as connection:
         yield connection
+
+
+@contextmanager
+def tolerant_updates(table: pxt.Table) -> Iterator[None]:
+    """Within the block, ``batch_update`` of ``table`` keeps a row whose computed column fails, as inserts can.
+
+    The column is then empty and holds its error. The caller holds the transaction.
+    """
+    version = table._tbl_version.get()
+    propagate = version._propagate_update_plan
+
+    def tolerant(plan: Any, *args: Any, **kwargs: Any) -> Any:
+        plan.root.ctx.ignore_errors = True
+        return propagate(plan, *args, **kwargs)
+
+    version._propagate_update_plan = tolerant
+    try:
+        yield
+    finally:
+        del version._propagate_update_plan
 
 
 @contextmanager
