@@ -158,8 +158,8 @@ async def test_entries_may_be_any_iterable_of_mappings(mem: AsyncMemory, ns: str
 
 IDS = [
     "x", " ", "ticket/42?a=b&c='d'\"e\"", "é" * 1024, "e\u0301", "😀", "%s",
-    "{017f22e2-79b0-7cc3-98c4-dc0c0c07398f}", "017F22E2-79B0-7CC3-98C4-DC0C0C07398F", "017f22e2-79b0-7cc3-98c4-dc0c0c07398f",
-    "2ed6657d-e927-568b-95e1-2665a8aea6a2",
+    "{017f22e2-79b0-7cc3-98c4-dc0c0c07398f}", "017F22E2-79B0-7CC3-98C4-DC0C0C07398F",
+    "017f22e2-79b0-7cc3-98c4-dc0c0c07398f", "2ed6657d-e927-568b-95e1-2665a8aea6a2",
 ]  # fmt: skip
 
 
