@@ -21,6 +21,7 @@ import sqlalchemy as sql
 from pixelmemory.errors import ProjectionError
 from pixelmemory.log.files import fault_point
 from pixelmemory.projection import store_sql
+from pixelmemory.projection.copy_rows import copied_inserts
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.fold import Change
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
@@ -184,13 +185,16 @@ class TableWriter:
     def _insert(self, table: pxt.Table, changes: Sequence[Change], vectors: Vectors) -> None:
         for group, prepared in self._rounds(changes, vectors):
             rows = [self._row(change) for change in group]
-            with self._source.prepared(prepared):
+            with self._source.prepared(prepared), self._fast(table):
                 # 'ignore' keeps a failing computed column of the user's from holding up the memories
                 status = table.insert(rows, on_error="ignore")
             inserted = status.row_count_stats.ins_rows  # num_rows counts those of the user's views as well
             if inserted != len(rows):
                 raise ProjectionError(f"Pixeltable inserted {inserted} of {len(rows)} rows")
             _check_embedded(status)
+
+    def _fast(self, table: pxt.Table) -> contextlib.AbstractContextManager[None]:
+        return copied_inserts(table) if self._tables.direct_sql else contextlib.nullcontext()
 
     def _patch(self, table: pxt.Table, changes: Sequence[Change], vectors: Vectors) -> None:
         by_columns: dict[tuple[bool, bool], list[Change]] = defaultdict(list)
