@@ -23,6 +23,7 @@ __all__ = [
     "fault_point",
     "read_file",
     "set_fault_hook",
+    "sync_parents",
     "write_all",
     "write_file",
 ]
@@ -222,3 +223,14 @@ def ensure_folder(files: Files, path: Path) -> None:
     ensure_folder(files, path.parent)
     files.make_folder(path)
     files.sync_folder(path.parent)
+
+
+def sync_parents(files: Files, path: Path) -> None:
+    """Sync every folder above ``path``: whoever made them may have been killed first, or did not think of it."""
+    for parent in path.absolute().parents:
+        try:
+            files.sync_folder(parent)
+        except OSError as error:
+            # one that we may not open, or that is read-only, was not made by us
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL):
+                raise

@@ -12,7 +12,7 @@ from pixelmemory.errors import InvalidArgumentError, LogError, LogWriteError, St
 from pixelmemory.events import Event
 from pixelmemory.log.append import Append
 from pixelmemory.log.appender import Appender
-from pixelmemory.log.files import Files, ensure_folder
+from pixelmemory.log.files import Files, ensure_folder, sync_parents
 from pixelmemory.log.reader import SegmentReader
 from pixelmemory.log.record import StoredEvent
 from pixelmemory.log.recovery import verify_log
@@ -112,6 +112,8 @@ class Log:
         try:
             ensure_folder(files, folder / "log")
             verified = verify_log(files, folder / "log", store_id, epoch, drop_damaged=options.drop_damaged_final_frame)
+            if not verified.segments:  # nothing was acknowledged yet; the way to what will be must be durable
+                sync_parents(files, folder / "log")
             ready = renew_log(files, folder, verified, store_id, epoch)
         except OSError as error:
             raise LogWriteError(
