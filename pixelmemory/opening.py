@@ -178,6 +178,7 @@ def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, 
         dimensions=dimensions,
         layout=options.layout.value,
         created_at_us=manifest.created_at_us if manifest is not None else time.time_ns() // 1000,
+        history_id=manifest.history_id if manifest is not None else None,
     )
 
 
@@ -214,7 +215,7 @@ def _open_projection(
     store.projection = Projection.open(
         store.name,
         ProjectionState(
-            store_id=str(manifest.store_id),
+            store_id=str(manifest.history_id or manifest.store_id),
             layout=options.layout.value,
             embedding=embedding,
             dimensions=store.dimensions,

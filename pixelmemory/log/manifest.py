@@ -52,6 +52,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     layout: str = "per_namespace"
     #: when the store was created, microseconds since the epoch, UTC
     created_at_us: int = 0
+    #: which history the log tells: a repair that took events out of it gives it another one, so that a projection of
+    #: the old one is rebuilt; None is the history that began with the store
+    history_id: uuid.UUID | None = None
 
     @classmethod
     def load(cls, folder: Path, files: Files | None = None) -> Manifest | None:
