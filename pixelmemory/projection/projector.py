@@ -33,6 +33,7 @@ from pixelmemory.projection.database import is_infrastructure_error
 from pixelmemory.projection.fold import Change, fold
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
+from pixelmemory.projection.poison import apply_what_can_be
 
 __all__ = ["PROJECTOR_FAULT_POINTS", "EmbedTexts", "Projector", "ProjectorStats"]
 
@@ -425,7 +426,7 @@ class Projector:
                 raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
             _logger.warning("a batch was refused (%s): looking for the event that causes it", error)
             fault_point("projector.bisect.before")
-            dead += self._bisect(changes, batch.vectors)
+            dead += apply_what_can_be(self._writer, changes, batch.vectors)
             fault_point("projector.bisect.after")
             recorded = self._writer.apply([], {}, checkpoint_lsn=last_lsn, dead_letters=dead)
         self._keep(recorded)
@@ -460,21 +461,6 @@ class Projector:
             self.dead_letters[letter.lsn] = letter
             self._dead_keys.setdefault((letter.namespace, letter.memory_id), letter.lsn)
 
-    def _bisect(self, changes: Sequence[Change], vectors: dict[tuple[str, str], np.ndarray | None]) -> list[DeadLetter]:
-        """Apply what can be applied of ``changes``, and return the dead letters of the rest."""
-        if not changes:
-            return []
-        try:
-            self._writer.prepare(changes)
-            return self._writer.apply(changes, vectors, checkpoint_lsn=None, replace=True)
-        except Exception as error:
-            if is_infrastructure_error(error):
-                raise
-            if len(changes) == 1:
-                return letters_of(changes[0], f"{type(error).__name__}: {error}")
-        half = len(changes) // 2
-        return self._bisect(changes[:half], vectors) + self._bisect(changes[half:], vectors)
-
     def retry_dead_letters(self) -> int:
         """Apply every dead letter anew, in LSN order; to be run by :meth:`request`.
 
@@ -490,7 +476,7 @@ class Projector:
         for key, reason in batch.failed.items():
             dead += letters_of(batch.changes[key], reason)
         changes = [change for key, change in batch.changes.items() if key not in batch.failed]
-        dead += self._bisect(changes, batch.vectors)
+        dead += apply_what_can_be(self._writer, changes, batch.vectors, suspect_all=True)
         fault_point("projector.retry.applied")
         still = {letter.lsn for letter in dead}
         revived = [lsn for lsn in lsns if lsn not in still]

@@ -1,0 +1,51 @@
+"""Finding the event that a batch was refused for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.projection.apply import DeadLetter, TableWriter, Vectors, letters_of
+from pixelmemory.projection.database import is_infrastructure_error
+from pixelmemory.projection.fold import Change
+
+__all__ = ["apply_what_can_be"]
+
+#: memories refused one after the other, and none accepted, from which the fault is not looked for in the events
+REFUSED_MAX = 8
+
+
+def apply_what_can_be(
+    writer: TableWriter, changes: Sequence[Change], vectors: Vectors, *, suspect_all: bool = False
+) -> list[DeadLetter]:
+    """Apply what can be applied of ``changes`` by halving them, and return the dead letters of the rest.
+
+    Args:
+        suspect_all: whether every one of ``changes`` may be at fault, as those that were refused before may.
+
+    Raises:
+        ProjectionUnavailableError: so many were refused and none accepted that the fault must lie elsewhere.
+        Exception: an error of the infrastructure, as it came.
+    """
+    dead: list[DeadLetter] = []
+    refused, accepted = 0, 0
+    waiting = [list(changes)] if changes else []
+    while waiting:
+        part = waiting.pop()
+        try:
+            writer.prepare(part)
+            dead += writer.apply(part, vectors, checkpoint_lsn=None, replace=True)
+            accepted += len(part)
+        except Exception as error:
+            if is_infrastructure_error(error):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            if len(part) > 1:
+                half = len(part) // 2
+                waiting += [part[half:], part[:half]]
+                continue
+            refused += 1
+            if refused >= REFUSED_MAX and accepted == 0 and not suspect_all:
+                raise ProjectionUnavailableError(f"{refused} memories were refused, one by one: {reason}") from error
+            dead += letters_of(part[0], reason)
+    return dead
