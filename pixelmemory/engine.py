@@ -181,9 +181,15 @@ class Engine:
             bar.update(goal - bar.n)
 
     async def aclose(self) -> None:
-        """Drain what is durable into the projection (bounded by ``wait_timeout_seconds``), then close. Idempotent."""
+        """Drain what is durable into the projection (bounded by ``wait_timeout_seconds``), then close. Idempotent.
+
+        Raises:
+            WrongThreadError: in another event loop.
+        """
         if os.getpid() != self._pid:
             return
+        if anyio.lowlevel.current_token() != self._loop_token:
+            raise WrongThreadError("the store was opened in another event loop; close it there")
         store = self._store
         if self._closing or store is None:
             if store is not None:

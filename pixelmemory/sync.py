@@ -14,11 +14,12 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from pixelmemory.aio import DEFAULT_EMBEDDING, DEFAULT_NAMESPACE, AsyncMemory, Consistency
 from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
@@ -34,6 +35,44 @@ __all__ = ["Memory"]
 T = TypeVar("T")
 
 _warned_of_running_loop = False
+
+
+class _Loop:
+    """An event loop on a thread of its own, with a portal into it.
+
+    In place of anyio's ``start_blocking_portal``: that is a generator, and when it is collected it waits for its thread.
+    In the child of a fork, and as the interpreter ends, that is for ever.
+    """
+
+    def __init__(self) -> None:
+        started: Future[BlockingPortal] = Future()
+        self.thread = threading.Thread(target=self._run, args=(started,), name="pixelmemory-loop", daemon=True)
+        self.thread.start()
+        self.portal = started.result()
+
+    @staticmethod
+    def _run(started: Future[BlockingPortal]) -> None:
+        async def serve() -> None:
+            async with BlockingPortal() as portal:
+                started.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    def is_here(self) -> bool:
+        """Whether the calling thread is the loop's own."""
+        return threading.get_ident() == self.thread.ident
+
+    def stop(self, *, cancel: bool = False) -> None:
+        """Let the calls in hand end, or cancel them, then stop. From another thread."""
+        with suppress(RuntimeError):  # it is stopped
+            self.portal.call(self.portal.stop, cancel)
+        self.thread.join()
 
 
 class Memory:
@@ -67,18 +106,13 @@ class Memory:
     ) -> None:
         self._memory = AsyncMemory(name, schema, embedding_config, options=options)
         self._pid = os.getpid()
-        self._portal: BlockingPortal | None = None
-        self._portal_thread: int | None = None
         self._close_lock = threading.Lock()
+        self._loop: _Loop | None = _Loop()
         try:
-            with ExitStack() as stack:
-                portal = stack.enter_context(start_blocking_portal("asyncio", name="pixelmemory-loop"))
-                self._portal = portal
-                self._portal_thread = portal.call(threading.get_ident)
-                self._call(self._memory._open)
-                self._stack = stack.pop_all()
+            self._call(self._memory._open)
         except BaseException:
-            self._portal = None
+            loop, self._loop = self._loop, None
+            loop.stop(cancel=True)
             if (engine := self._memory._engine) is not None:  # Ctrl-C came as the store was open already
                 engine.abandon()
             raise
@@ -89,14 +123,14 @@ class Memory:
             raise StoreForkedError(
                 "the store was opened before a fork; only the parent may use it. Open stores after the fork"
             )
-        portal = self._portal
-        if portal is None:
+        loop = self._loop
+        if loop is None:
             raise StoreClosedError("the store is closed")
-        if threading.get_ident() == self._portal_thread:
+        if loop.is_here():
             raise WrongThreadError("a call from the store's own event loop would wait for itself for ever")
         _warn_of_running_loop()
         try:
-            future: Future[T] = portal.start_task_soon(lambda: method(*args, **kwargs))
+            future: Future[T] = loop.portal.start_task_soon(lambda: method(*args, **kwargs))
         except RuntimeError as error:  # the portal was stopped between the check and here
             raise StoreClosedError("the store is closed") from error
         try:
@@ -109,14 +143,16 @@ class Memory:
         """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent."""
         if os.getpid() != self._pid:
             return
+        if self._loop is not None and self._loop.is_here():
+            raise WrongThreadError("close() from the store's own event loop would wait for itself for ever")
         with self._close_lock:
-            if self._portal is None:
+            if (loop := self._loop) is None:
                 return
             try:
                 self._call(self._memory.aclose)
             finally:
-                self._portal = None
-                self._stack.close()
+                self._loop = None
+                loop.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -127,25 +163,23 @@ class Memory:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_portal", None) is None or os.getpid() != self._pid:
+        loop: _Loop | None = getattr(self, "_loop", None)
+        if loop is None or os.getpid() != self._pid:
             return
         try:
             warnings.warn(
                 f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
             )
         finally:  # also where warnings are errors
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._portal = None
-        engine = self._memory._engine
-        if engine is None or sys.is_finalizing():  # threads that could be waited for do not run any more
-            return
-        engine.abandon()
-        if threading.get_ident() == self._portal_thread:  # collected there: it cannot wait for its own end
-            threading.Thread(target=self._stack.close, daemon=True).start()
-        else:
-            self._stack.close()
+            self._loop = None
+            engine, self._memory._engine = self._memory._engine, None
+            if not sys.is_finalizing():  # threads that could be waited for do not run any more
+                if engine is not None:
+                    engine.abandon()
+                if loop.is_here():  # collected there: it cannot wait for its own end
+                    threading.Thread(target=loop.stop, daemon=True).start()
+                else:
+                    loop.stop()
 
     def __repr__(self) -> str:
         return repr(self._memory).replace("AsyncMemory", "Memory", 1)
