@@ -54,7 +54,7 @@ class VerifiedSegment:
         self.batches = 0
         #: where the good frames end
         self.end = Place(header.first_lsn, SEGMENT_HEADER_BYTES, header.checksum)
-        #: where those end that are attested
+        #: where those with events end that are attested
         self.attested = self.end
         #: its last frame is a seal: the next segment exists
         self.sealed = False
@@ -67,8 +67,8 @@ class VerifiedSegment:
 
     @property
     def clean_end(self) -> bool:
-        """Whether everything in the file is good and attested."""
-        return self.bad is None and self.attested == self.end
+        """Whether every event in the file is good and attested."""
+        return self.bad is None and self.attested.lsn == self.end.lsn
 
 
 class VerifiedLog:
@@ -193,7 +193,8 @@ class _Verification:
                     found.batches += 1
                 if header.durable_lsn > durable_lsn:
                     durable_lsn = header.durable_lsn
-                waiting.append(found.end)
+                if header.kind == FrameKind.EVENTS:  # the others' own syncs may have failed, or not have come
+                    waiting.append(found.end)
                 while waiting and waiting[0].lsn - 1 <= durable_lsn:
                     found.attested = waiting.popleft()
         except BadFrameError as error:

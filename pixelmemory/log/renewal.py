@@ -94,9 +94,7 @@ def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID,
     for path in log.leftovers:
         files.unlink(path)
     torn_bytes, quarantine_path = _set_aside(files, folder, log)
-    for found, following in pairwise(log.segments):
-        if not found.sealed:
-            _finish(files, found.segment, found.size_bytes, found.end, following.segment.header.first_lsn)
+    _finish_all(files, folder / "log", log.segments)
     last = log.segments[-1] if log.segments else None
     start, header = _plan(last, store_id, epoch)
     path = folder / "log" / segment_name(start.lsn)
@@ -107,7 +105,7 @@ def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID,
     if last is not None and not replaced:
         try:
             last.segment.end_bytes = start.byte_offset
-            _finish(files, last.segment, last.size_bytes, start, start.lsn)
+            _finish(files, last.segment, start, cut=last.size_bytes != start.byte_offset)
         except BaseException:
             files.close(fd)
             raise
@@ -157,7 +155,7 @@ def _plan(last: VerifiedSegment | None, store_id: uuid.UUID, epoch: int) -> tupl
         epoch=epoch,
         previous_bytes=start.byte_offset,
         previous_checksum=start.previous_checksum,
-        flags=0 if last.clean_end else FLAG_RECOVERED,
+        flags=FLAG_RECOVERED,
     )
     return start, header
 
@@ -217,12 +215,29 @@ def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, p
     fault_point(point + ".after_sync")
 
 
-def _finish(files: Files, segment: Segment, size_bytes: int, end: Place, next_lsn: int) -> None:
-    """Cut off what the next segment supersedes, and seal."""
-    assert end.lsn == next_lsn
+def _finish_all(files: Files, log_folder: Path, segments: list[VerifiedSegment]) -> None:
+    """Seal each segment that has a successor, where an interrupted rotation or open did not, or may not have.
+
+    A seal that can be read may be in the page cache alone; the first frame that is written after it proves that it was
+    synced.
+    """
+    unfinished = [
+        found
+        for found, following in pairwise(segments)
+        if not found.sealed
+        or (following is segments[-1] and (following.segment.header.recovered or not following.frames))
+    ]
+    if unfinished:
+        files.sync_folder(log_folder)  # nor is the successor's name known to be durable, and the seal must not be first
+    for found in unfinished:
+        _finish(files, found.segment, found.end, cut=not found.sealed and found.size_bytes != found.end.byte_offset)
+
+
+def _finish(files: Files, segment: Segment, end: Place, *, cut: bool) -> None:
+    """Seal; ``cut`` off first what the next segment supersedes."""
     fd = files.open_write(segment.path)
     try:
-        if size_bytes != end.byte_offset:
+        if cut:
             fault_point("seal.before_truncate")
             files.truncate(fd, end.byte_offset)
         write_mark(files, fd, segment, end, FrameKind.SEAL, "seal")
