@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pixeltable as pxt
 
-from pixelmemory.filters import matches
+from pixelmemory.filters import equal, matches
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
@@ -107,7 +107,8 @@ class PublicReads:
             rows.sort(key=lambda row: -row["score"])
         for row in rows:
             text = row["metadata_text"]
-            if text is None or decode_metadata(text) != row["metadata"]:
+            # the database may hold a float as an integer: numbers are compared as numbers
+            if text is None or not equal(decode_metadata(text), row["metadata"]):
                 text = None if row["metadata"] is None else msgspec.json.encode(row["metadata"]).decode()
             yield row_of(row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score"))
 
