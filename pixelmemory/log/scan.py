@@ -63,7 +63,9 @@ def scan(folder: Path, files: Files | None = None) -> Iterator[StoredEvent | Fin
         yield from _compare(segment, previous)
         previous = segment.header
         following = segments[index + 1].header if index + 1 < len(segments) else None
-        if following is not None and following.number == segment.header.number + 1:
+        if following is not None and following.number != segment.header.number + 1:
+            following = None  # it is not the one that followed; _compare says so
+        if following is not None:
             segment.end_bytes = min(segment.end_bytes, following.previous_bytes)
         yield from _scan_segment(files, segment, following)
 

@@ -1,12 +1,13 @@
-"""What the tests of the log share: events, an opened log whose outcomes can be waited for, files that can be held up."""
+"""What the tests of the log share: events, a log whose outcomes can be waited for, files that can be held up."""
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pixelmemory import Options
 from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
@@ -55,9 +56,12 @@ class Outcomes:
 
     def wait_for(self, count: int) -> list[Append]:
         """The first ``count`` outcomes, in the order they were reported."""
+        self.wait_until(lambda: len(self.appends) >= count)
+        return self.appends[:count]
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.appends) >= count, WAIT_SECONDS)
-            return self.appends[:count]
+            assert self._changed.wait_for(holds, WAIT_SECONDS)
 
 
 class OpenLog:
@@ -66,14 +70,11 @@ class OpenLog:
     def __init__(self, log: Log, outcomes: Outcomes) -> None:
         self.log = log
         self.outcomes = outcomes
-        self._submitted = 0
 
     def append(self, *events: Event) -> Append:
         """Append as one call, and wait for the outcome."""
         append = self.log.submit(events)
-        assert self.outcomes._changed is not None
-        with self.outcomes._changed:
-            assert self.outcomes._changed.wait_for(lambda: append in self.outcomes.appends, WAIT_SECONDS)
+        self.outcomes.wait_until(lambda: append in self.outcomes.appends)
         return append
 
     def append_each(self, events: Iterable[Event]) -> None:
@@ -84,14 +85,14 @@ class OpenLog:
 
 @contextmanager
 def opened(
-    folder: Path, *, epoch: int = 1, files: Files | None = None, store_id: uuid.UUID = STORE_ID, **options: object
+    folder: Path, *, epoch: int = 1, files: Files | None = None, store_id: uuid.UUID = STORE_ID, **options: Any
 ) -> Iterator[OpenLog]:
     outcomes = Outcomes()
     log = Log.open(
         folder,
         store_id=store_id,
         epoch=epoch,
-        options=Options(**options),  # type: ignore[arg-type]
+        options=Options(**options),
         on_commit=outcomes,
         files=files,
     )
@@ -144,11 +145,17 @@ class FailingFiles(Files):
         self.fail: dict[str, OSError] = {}
         #: bytes that a failing write lets through before it fails
         self.partial_bytes = 0
-        #: (operation, descriptor) of each call that was let through or failed
+        #: the call from now that fails, once; None if none does
+        self.fail_nth: int | None = None
+        #: (operation, descriptor) of each call, whether it was let through or failed
         self.calls: list[tuple[str, int]] = []
 
     def _check(self, operation: str, fd: int = -1) -> None:
         self.calls.append((operation, fd))
+        if self.fail_nth is not None:
+            self.fail_nth -= 1
+            if self.fail_nth == 0:
+                raise OSError(5, "Input/output error")
         if (error := self.fail.get(operation)) is not None:
             raise error
 

@@ -185,9 +185,7 @@ def test_close_writes_what_waits_and_is_idempotent(tmp_path: Path) -> None:
         assert store.log.durable_lsn == 20
 
 
-def test_an_on_commit_that_raises_is_logged_and_stops_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_on_commit_that_raises_is_logged_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outcomes = Outcomes()
 
     def on_commit(appends: Sequence[Append]) -> None:
@@ -226,9 +224,7 @@ def test_close_and_flush_from_on_commit_say_that_they_would_wait_for_themselves(
 
 
 @pytest.mark.parametrize("step_seconds", [-86_400, 366 * 86_400])
-def test_time_in_the_log_never_goes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: int
-) -> None:
+def test_time_in_the_log_never_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: int) -> None:
     real = time.time_ns
     shift = 0
     monkeypatch.setattr(time, "time_ns", lambda: real() + shift)

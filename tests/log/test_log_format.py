@@ -40,9 +40,7 @@ SALT = 0x0123456789ABCDEF
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 _vectors = st.none() | st.binary(max_size=64).map(lambda data: data * 64)
 _events: st.SearchStrategy[Event] = st.one_of(
-    st.builds(
-        MemoryAdded, _texts, _texts, _texts, st.integers(-(2**63), 2**63 - 1), st.binary(max_size=50), _vectors
-    ),
+    st.builds(MemoryAdded, _texts, _texts, _texts, st.integers(-(2**63), 2**63 - 1), st.binary(max_size=50), _vectors),
     st.builds(MemoryUpdated, _texts, _texts, st.none() | _texts, st.none() | st.binary(max_size=50), _vectors),
     st.builds(MemoryDeleted, _texts, _texts),
 )
@@ -54,7 +52,9 @@ def frame_of(data: bytes | bytearray, byte_offset: int = SEGMENT_HEADER_BYTES) -
     return Frame(byte_offset, header, frame_bytes(header.body_bytes), memoryview(data), FRAME_HEADER_BYTES)
 
 
-def build(body: bytes, *, event_count: int = 1, first_lsn: int = 1, byte_offset: int = SEGMENT_HEADER_BYTES) -> bytearray:
+def build(
+    body: bytes, *, event_count: int = 1, first_lsn: int = 1, byte_offset: int = SEGMENT_HEADER_BYTES
+) -> bytearray:
     data, _ = build_frame(
         [body],
         kind=1,
@@ -156,8 +156,10 @@ def test_a_frame_of_another_segment_is_not_taken_for_one_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "value", "what"), [(8, 99, "type"), (10, 2, "schema version"), (11, 1, "flags")], ids=["type", "version", "flags"]
-)  # fmt: skip
+    ("position", "value", "what"),
+    [(8, 99, "type"), (10, 2, "schema version"), (11, 1, "flags")],
+    ids=["type", "version", "flags"],
+)
 def test_a_record_of_a_later_version_is_refused_by_name(position: int, value: int, what: str) -> None:
     one = body_of([added(1)], bytes(16), 7)
     two = bytearray(one)

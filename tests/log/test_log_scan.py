@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from log_tools import added, opened, plain, read_all, sample_events, segment_paths
+
+from pixelmemory.log import Finding, StoredEvent, scan
+from pixelmemory.options import SyncMode
+
+
+def split(folder: Path) -> tuple[list[StoredEvent], list[Finding]]:
+    items = list(scan(folder))
+    return [i for i in items if isinstance(i, StoredEvent)], [i for i in items if isinstance(i, Finding)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with opened(tmp_path, segment_bytes_max=8192) as store:
+        store.append_each(sample_events(100))
+    return tmp_path
+
+
+def test_a_sound_log_has_no_findings(folder: Path) -> None:
+    events, findings = split(folder)
+    assert findings == []
+    assert plain(events) == sample_events(100)
+    with opened(folder, epoch=2) as store:
+        assert events == read_all(store.log)
+
+
+@pytest.mark.parametrize("mode", SyncMode)
+def test_a_log_that_is_open_can_be_looked_into(tmp_path: Path, mode: SyncMode) -> None:
+    with opened(tmp_path, sync_mode=mode) as store:
+        store.append_each(sample_events(20))
+        before = {p: p.read_bytes() for p in segment_paths(tmp_path)}
+        events, findings = split(tmp_path)
+        assert findings == []
+        assert plain(events) == sample_events(20)
+        assert before == {p: p.read_bytes() for p in segment_paths(tmp_path)}
+        assert store.append(added(1)).error is None
+
+
+def test_around_damage_everything_else_is_given(folder: Path) -> None:
+    path = segment_paths(folder)[1]
+    data = bytearray(path.read_bytes())
+    data[128 + 70] ^= 1
+    path.write_bytes(data)
+    events, findings = split(folder)
+    lsn = int(path.stem)
+    assert [(f.path, f.byte_offset, f.lsn) for f in findings] == [(path, 128, lsn)]
+    assert f"LSN {lsn + 1} follows" in findings[0].reason
+    assert [e.lsn for e in events] == [n for n in range(1, 101) if n != lsn]
+
+
+def test_a_missing_a_foreign_and_a_headless_segment_are_found(folder: Path) -> None:
+    paths = segment_paths(folder)
+    paths[1].unlink()
+    damaged = bytearray(paths[3].read_bytes())
+    damaged[20] ^= 1
+    paths[3].write_bytes(damaged)
+    shutil.copy(paths[2], folder / "log" / "copy.log")
+    events, findings = split(folder)
+    assert {f.path.name for f in findings} == {"copy.log", paths[2].name, paths[3].name, paths[4].name}
+    missing = {*range(int(paths[1].stem), int(paths[2].stem)), *range(int(paths[3].stem), int(paths[4].stem))}
+    assert {e.lsn for e in events} == set(range(1, 101)) - missing
+
+
+def test_a_cut_end_is_found(folder: Path) -> None:
+    path = segment_paths(folder)[-1]
+    path.write_bytes(path.read_bytes()[:-100])
+    events, findings = split(folder)
+    assert len(findings) == 1
+    assert findings[0].lsn == len(events) + 1
