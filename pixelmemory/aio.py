@@ -7,28 +7,27 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pixelmemory.arguments import (
+    CheckedSearch,
+    check_added,
+    check_consistency,
+    check_search,
+    check_timeout,
+    check_updated,
+)
 from pixelmemory.engine import Engine
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, MemoryExistsError, StoreClosedError
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
-from pixelmemory.filters import parse_filter
+from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError
+from pixelmemory.events import Event, MemoryAdded, MemoryDeleted
 from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.opening import OpenStore, check_name
 from pixelmemory.options import Options
 from pixelmemory.values import (
     CheckedEntry,
-    check_content,
-    check_entry,
-    check_limit,
     check_memory_id,
     check_namespace,
-    check_time_range,
-    check_vector,
-    decode_metadata,
-    encode_metadata,
-    from_timestamp,
     new_memory_id,
 )
 
@@ -194,7 +193,7 @@ class AsyncMemory:
             "timestamp": timestamp,
             "embedding": embedding,
         }
-        checked = self._check(entry, engine, store, "")
+        checked = check_added(store, entry, "")
         return (await self._add([checked], checked_namespace, engine))[0]
 
     async def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
@@ -216,17 +215,10 @@ class AsyncMemory:
         checked_namespace = check_namespace(namespace, engine.options)
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
             raise InvalidTypeError("entries", f"must be a list of dicts, not {type(entries).__name__}")
-        checked = [self._check(entry, engine, store, f"entries[{i}]") for i, entry in enumerate(entries)]
+        checked = [check_added(store, entry, f"entries[{i}]") for i, entry in enumerate(entries)]
         if not checked:
             return []
         return await self._add(checked, checked_namespace, engine)
-
-    def _check(self, entry: object, engine: Engine, store: OpenStore, field: str) -> CheckedEntry:
-        checked = check_entry(entry, engine.options, store.dimensions, field, store.schema)
-        if store.dimensions is not None and store.embedder is None and checked.embedding is None:
-            name = f"{field}.embedding" if field else "embedding"
-            raise InvalidArgumentError(name, "is required: this store has no model, so its vectors are always given")
-        return checked
 
     async def _add(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
         given = [entry.memory_id for entry in entries if entry.memory_id is not None]
@@ -278,7 +270,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_id = check_memory_id(memory_id, engine.options)
-        await engine.wait_for(_check_consistency(consistency), _check_timeout(timeout))
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
         return await engine.read(lambda: store.query.get(checked_namespace, checked_id))
 
     async def search(
@@ -320,68 +312,15 @@ class AsyncMemory:
             EmbeddingError: the query could not be embedded.
         """
         engine, store = self._running()
-        wanted = self._check_search(
-            engine.options, store, namespace, query, limit, metadata_filter, start_time, end_time, vector, min_score
-        )
-        lsn = _check_consistency(consistency)
-        seconds = _check_timeout(timeout)
+        wanted = check_search(store, namespace, query, limit, metadata_filter, start_time, end_time, vector, min_score)
+        lsn = check_consistency(consistency)
+        seconds = check_timeout(timeout)
         embedded = wanted.vector
         if wanted.query is not None and store.embedder is not None:
             text, embedder = wanted.query, store.embedder
             embedded = await engine.read(lambda: embedder.embed_query(text))
         await engine.wait_for(lsn, seconds)
         return await engine.read(lambda: _run_search(store, wanted, embedded))
-
-    def _check_search(
-        self,
-        options: Options,
-        store: OpenStore,
-        namespace: object,
-        query: object,
-        limit: object,
-        metadata_filter: object,
-        start_time: object,
-        end_time: object,
-        vector: object,
-        min_score: object,
-    ) -> _CheckedSearch:
-        import numpy as np
-
-        checked_namespace = check_namespace(namespace, options)
-        checked_limit = check_limit(limit)
-        parsed = parse_filter(metadata_filter, options)
-        start_us, end_us = check_time_range(start_time, end_time)
-        if query is not None and vector is not None:
-            raise InvalidArgumentError("vector", "and query exclude each other")
-        text: str | None = None
-        if query is not None:
-            text = check_content(query, options, "query")
-            if store.embedder is None:
-                why = "this store has no semantic search" if store.dimensions is None else "this store has no model"
-                raise InvalidArgumentError("query", f"was given, and {why}; pass metadata_filter, times or vector")
-        checked_vector: np.ndarray | None = None
-        if vector is not None:
-            if store.dimensions is None:
-                raise InvalidArgumentError("vector", "was given, and this store has no semantic search")
-            checked_vector = np.frombuffer(check_vector(vector, store.dimensions, "vector"), dtype="<f4")
-        if min_score is not None:
-            if isinstance(min_score, bool) or not isinstance(min_score, (int, float)):
-                raise InvalidTypeError("min_score", f"must be a number, not {type(min_score).__name__}")
-            if not -1 <= min_score <= 1:
-                raise InvalidArgumentError("min_score", f"must be from -1 to 1, not {min_score}")
-            if query is None and vector is None:
-                raise InvalidArgumentError("min_score", "needs query or vector")
-            min_score = float(min_score)
-        return _CheckedSearch(
-            checked_namespace,
-            checked_limit,
-            text,
-            checked_vector,
-            parsed,
-            None if start_us is None else from_timestamp(start_us),
-            None if end_us is None else from_timestamp(end_us),
-            min_score,
-        )
 
     # -- changing
 
@@ -410,42 +349,13 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_id = check_memory_id(memory_id, engine.options)
-        event = self._check_update(engine, store, checked_namespace, checked_id, content, metadata, embedding)
+        event = check_updated(store, checked_namespace, checked_id, content, metadata, embedding)
         async with engine.locked(checked_namespace, [checked_id]):
             if not await engine.existing(checked_namespace, [checked_id]):
                 return False
             if event.content is not None or event.metadata_json is not None:
                 await engine.append([event], [((checked_namespace, checked_id), True)])
         return True
-
-    def _check_update(
-        self,
-        engine: Engine,
-        store: OpenStore,
-        namespace: str,
-        memory_id: str,
-        content: object,
-        metadata: object,
-        embedding: object,
-    ) -> MemoryUpdated:
-        text = None if content is None else check_content(content, engine.options)
-        metadata_json: bytes | None = None
-        if metadata is not None:
-            metadata_json = encode_metadata(metadata, engine.options)
-            if store.schema is not None:
-                store.schema.check(decode_metadata(metadata_json))
-        vector: bytes | None = None
-        if embedding is not None:
-            if store.dimensions is None:
-                raise InvalidArgumentError("embedding", "was given, and this store has no semantic search")
-            if text is None:
-                raise InvalidArgumentError("embedding", "needs content: a vector belongs to a text")
-            vector = check_vector(embedding, store.dimensions)
-        elif text is not None and store.dimensions is not None and store.embedder is None:
-            raise InvalidArgumentError(
-                "embedding", "is required: this store has no model, so its vectors are always given"
-            )
-        return MemoryUpdated(namespace, memory_id, text, metadata_json, vector)
 
     async def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory.
@@ -506,7 +416,7 @@ class AsyncMemory:
     async def namespaces(self, *, consistency: Consistency = "session", timeout: float | None = None) -> list[str]:
         """The namespaces that hold at least one memory, in code-point order. For ``consistency`` see :meth:`search`."""
         engine, store = self._running()
-        await engine.wait_for(_check_consistency(consistency), _check_timeout(timeout))
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
         return await engine.read(store.query.namespaces)
 
     async def count(
@@ -515,7 +425,7 @@ class AsyncMemory:
         """How many memories ``namespace`` holds, or the whole store. For ``consistency`` see :meth:`search`."""
         engine, store = self._running()
         one = None if namespace is None else check_namespace(namespace, engine.options)
-        await engine.wait_for(_check_consistency(consistency), _check_timeout(timeout))
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
 
         def run() -> int:
             wanted = store.projection.tables.namespaces() if one is None else [one]
@@ -536,7 +446,7 @@ class AsyncMemory:
             WaitTimeoutError: it was not in time; the error says how far behind the projection is.
         """
         engine, _ = self._running()
-        return await engine.flush(_check_timeout(timeout))
+        return await engine.flush(check_timeout(timeout))
 
     async def retry_dead_letters(self) -> int:
         """Apply anew the events that could not be applied, after their cause was mended.
@@ -563,18 +473,7 @@ class AsyncMemory:
         return 0 if self._engine is None else self._engine.last_lsn
 
 
-class _CheckedSearch(NamedTuple):
-    namespace: str
-    limit: int
-    query: str | None
-    vector: np.ndarray | None
-    filter: Any
-    start: dt.datetime | None
-    end: dt.datetime | None
-    min_score: float | None
-
-
-def _run_search(store: OpenStore, wanted: _CheckedSearch, vector: np.ndarray | None) -> list[MemoryRecord]:
+def _run_search(store: OpenStore, wanted: CheckedSearch, vector: np.ndarray | None) -> list[MemoryRecord]:
     from pixelmemory.query import Search
 
     return store.query.search(
@@ -588,23 +487,3 @@ def _run_search(store: OpenStore, wanted: _CheckedSearch, vector: np.ndarray | N
             min_score=wanted.min_score,
         )
     )
-
-
-def _check_consistency(value: object) -> str | int:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise InvalidTypeError("consistency", f"must be a str or an LSN, not {type(value).__name__}")
-    if isinstance(value, str) and value not in ("session", "eventual", "strong"):
-        raise InvalidArgumentError("consistency", f"must be 'session', 'eventual', 'strong' or an LSN, not {value!r}")
-    if isinstance(value, int) and value < 0:
-        raise InvalidArgumentError("consistency", f"must be an LSN from 0, not {value}")
-    return value
-
-
-def _check_timeout(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidTypeError("timeout", f"must be a number of seconds, not {type(value).__name__}")
-    if not value >= 0:
-        raise InvalidArgumentError("timeout", f"must not be negative, not {value}")
-    return float(value)

@@ -70,7 +70,7 @@ TIERS = (
     ("projection",),
     ("query",),
     ("opening",),
-    ("engine",),
+    ("arguments", "engine"),
     ("aio",),
     ("sync",),
     ("__init__",),
