@@ -40,7 +40,7 @@ _warned_of_running_loop = False
 class _Loop:
     """An event loop on a thread of its own, with a portal into it.
 
-    In place of anyio's ``start_blocking_portal``: that is a generator, and when it is collected it waits for its thread.
+    In place of anyio's ``start_blocking_portal``, a generator, which waits for its thread when it is collected.
     In the child of a fork, and as the interpreter ends, that is for ever.
     """
 
