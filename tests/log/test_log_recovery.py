@@ -117,7 +117,7 @@ def test_a_cut_leaves_whole_batches_and_keeps_the_rest_aside(
     store = small(tmp_path, sync_mode=mode)
     data = store.last.read_bytes()
     name = store.last.name
-    for length in (*range(0, store.starts[-1] + 1, 41), *store.starts, HEADER - 1, HEADER + 1):
+    for length in (*range(0, store.starts[-1] + 1, 167), *store.starts, HEADER - 1, HEADER + 1):
         folder = tmp_path / f"cut-{length}"
         if folder.exists():
             continue
