@@ -85,6 +85,7 @@ def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Fram
     lsn, byte_offset, checksum = place
     salt = segment.header.salt
     view = window.view
+    buffer, start = memoryview(b""), 0
     while True:
         end = segment.end_bytes
         if byte_offset >= end:
@@ -92,7 +93,10 @@ def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Fram
             continue
         if end - byte_offset < FRAME_HEADER_BYTES:
             raise BadFrameError(byte_offset, lsn, f"{end - byte_offset} bytes are too short for a batch header")
-        buffer, at = view(byte_offset, FRAME_HEADER_BYTES, end)
+        at = byte_offset - start
+        if at + FRAME_HEADER_BYTES > len(buffer):
+            buffer, at = view(byte_offset, FRAME_HEADER_BYTES, end)
+            start = byte_offset - at
         if len(buffer) - at < FRAME_HEADER_BYTES:
             raise BadFrameError(byte_offset, lsn, "the file ends before its batch does")
         header = parse_frame_header(buffer, at, salt)
@@ -106,7 +110,9 @@ def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Fram
             other = f"a batch of LSN {header.first_lsn} that does not follow the one before it"
             raise BadFrameError(byte_offset, lsn, other, header, foreign=True)
         if header.body_bytes:
-            buffer, at = view(byte_offset, total_bytes, end)
+            if at + total_bytes > len(buffer):
+                buffer, at = view(byte_offset, total_bytes, end)
+                start = byte_offset - at
             if crc32(buffer[at + FRAME_HEADER_BYTES : at + total_bytes]) != header.body_checksum:
                 raise BadFrameError(byte_offset, lsn, "the batch fails its checksum", header)
         yield Frame(byte_offset, header, total_bytes, buffer, at + FRAME_HEADER_BYTES)
