@@ -17,11 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from pixelmemory.embedding import Embedder, EmbeddingConfig, VectorCache, open_embedder, parse_embedding_config
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, ModelMismatchError, UnembeddableTextError
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, ModelMismatchError, StoreError, UnembeddableTextError
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
+from pixelmemory.log.files import ensure_folder
 from pixelmemory.options import Options
 from pixelmemory.schema import Schema, parse_schema
 
@@ -105,6 +107,7 @@ def open_store(
     Raises:
         InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
         StoreLockedError: the store is open elsewhere.
+        StoreError: its folder cannot be made or used.
         ManifestError, LogError: its files are damaged.
         ModelLoadError, ModelMismatchError: its model.
         ProjectionError: its tables.
@@ -113,11 +116,14 @@ def open_store(
     parsed_schema = parse_schema(schema)
     config = parse_embedding_config(embedding_config)
     folder = options.home_path() / checked_name
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
         store = OpenStore(checked_name, folder, options, stack)
         store.schema = parsed_schema
-        lock = StoreLock.acquire(folder / "LOCK")
+        try:
+            ensure_folder(files or Files(), folder)
+            lock = StoreLock.acquire(folder / "LOCK")
+        except OSError as error:
+            raise StoreError(f"the store's folder {folder} cannot be used: {error}") from error
         stack.callback(lock.release)
         manifest = Manifest.load(folder, files)
         embedding = _open_embedding(store, config)
@@ -126,9 +132,17 @@ def open_store(
         manifest = _renewed(manifest, embedding, store.dimensions, options)
         manifest.save(folder, files)
         store.log = Log.open(
-            folder, store_id=manifest.store_id, epoch=manifest.epoch, options=options, on_commit=on_commit, files=files
+            folder,
+            store_id=manifest.store_id,
+            epoch=manifest.epoch,
+            options=options,
+            on_commit=on_commit,
+            files=files,
+            has_log=manifest.has_log,
         )
         stack.callback(store.log.close)
+        if not manifest.has_log:
+            msgspec.structs.replace(manifest, has_log=True).save(folder, files)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
         _open_projection(store, manifest, embedding, options, on_watermark, rebuild=options.rebuild or reembedded)
         store._stack = stack.pop_all()
@@ -177,6 +191,7 @@ def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, 
         embedding=embedding,
         dimensions=dimensions,
         layout=options.layout.value,
+        has_log=manifest is not None and manifest.has_log,
         created_at_us=manifest.created_at_us if manifest is not None else time.time_ns() // 1000,
         history_id=manifest.history_id if manifest is not None else None,
     )
