@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pixelmemory.errors import InvalidArgumentError, LogError, LogWriteError, StoreClosedError
+from pixelmemory.errors import InvalidArgumentError, LogCorruptError, LogError, LogWriteError, StoreClosedError
 from pixelmemory.events import Event
 from pixelmemory.log.append import Append
 from pixelmemory.log.appender import Appender
@@ -17,6 +17,7 @@ from pixelmemory.log.reader import SegmentReader
 from pixelmemory.log.record import StoredEvent
 from pixelmemory.log.recovery import verify_log
 from pixelmemory.log.renewal import ReadyLog, RecoveryReport, renew_log
+from pixelmemory.log.segment import segment_name
 from pixelmemory.log.tail import Tail
 from pixelmemory.log.writer import GroupCommit
 from pixelmemory.options import Options, SyncMode
@@ -88,6 +89,7 @@ class Log:
         options: Options,
         on_commit: Callable[[Sequence[Append]], None],
         files: Files | None = None,
+        has_log: bool = False,
     ) -> Log:
         """Verify the log in the store's ``folder``, make it ready to be appended to, and start its writer thread.
 
@@ -100,6 +102,7 @@ class Log:
                 ``durable_lsn`` has moved, or with ``error`` set on each. It must not call :meth:`close` or
                 :meth:`flush`. What it raises is logged.
             files: the file operations; for tests.
+            has_log: of the manifest; a log without segments is then refused.
 
         Raises:
             LogCorruptError: damage, with its place; nothing was changed.
@@ -112,6 +115,8 @@ class Log:
         try:
             ensure_folder(files, folder / "log")
             verified = verify_log(files, folder / "log", store_id, epoch, drop_damaged=options.drop_damaged_final_frame)
+            if not verified.segments and has_log:
+                raise LogCorruptError(folder / "log" / segment_name(1), 0, 1, "the first segment is missing or empty")
             if not verified.segments:  # nothing was acknowledged yet; the way to what will be must be durable
                 sync_parents(files, folder / "log")
             ready = renew_log(files, folder, verified, store_id, epoch)

@@ -50,6 +50,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int | None = None
     #: the projection's layout, a value of ``Layout``
     layout: str = "per_namespace"
+    #: the log's first segment was made: from then on a log without segments is a loss, and no new log
+    has_log: bool = False
     #: when the store was created, microseconds since the epoch, UTC
     created_at_us: int = 0
     #: which history the log tells: a repair that took events out of it gives it another one, so that a projection of
@@ -61,13 +63,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The manifest of the store in ``folder``, or None if there is none.
 
         Raises:
-            ManifestError: it is damaged, cannot be read, or is of a later format version.
+            ManifestError: it is damaged, cannot be read, is of a later format version, or is missing beside a log.
         """
+        files = files or Files()
         path = folder / MANIFEST_NAME
         try:
-            data = read_file(files or Files(), path)
-        except FileNotFoundError:
-            return None
+            try:
+                data = read_file(files, path)
+            except FileNotFoundError:
+                if not _has_segments(files, folder / "log"):
+                    return None
+                raise ManifestError(path, "is missing, and the store has a log; restore it from a backup") from None
         except OSError as error:
             raise ManifestError(path, f"cannot be read: {error}") from error
         try:
@@ -106,6 +112,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             fault_point("manifest.after_folder_sync")
         except OSError as error:
             raise ManifestError(path, f"cannot be written: {error}") from error
+
+
+def _has_segments(files: Files, log_folder: Path) -> bool:
+    return files.is_folder(log_folder) and any(name.endswith(".log") for name in files.names(log_folder))
 
 
 def _checksum(raw: bytes) -> str:
