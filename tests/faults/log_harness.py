@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import uuid
@@ -10,11 +11,12 @@ from pathlib import Path
 from threading import Condition
 from typing import NamedTuple
 
+import msgspec
 from fault_report import Verdict
-from independent_reader import DiskEvent, DiskLog, read_folder, read_log
+from independent_reader import DiskEvent, DiskLog, read_log
 from simulated_disk import SimulatedDisk
 
-from pixelmemory.errors import LogPoisonedError, LogWriteError
+from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError
 from pixelmemory.events import MemoryAdded
 from pixelmemory.log import Append, Files, Log, Manifest, StoredEvent
 from pixelmemory.options import Options
@@ -41,7 +43,7 @@ class Recovered(NamedTuple):
 
 
 def make_content(number: int, index: int) -> str:
-    """What event ``index`` of append ``number`` says: of many sizes, with zeros and with text that looks like frames."""
+    """What event ``index`` of append ``number`` says: of many sizes, with zeros, with text that looks like a frame."""
     rng = random.Random(number * 1000 + index)
     kind = rng.randrange(10)
     if kind < 6:
@@ -151,7 +153,13 @@ class Store:
     """
 
     def __init__(
-        self, book: Book, folder: Path, options: Options, files: Files, dead: Callable[[], bool] = lambda: False
+        self,
+        book: Book,
+        folder: Path,
+        options: Options,
+        files: Files,
+        dead: Callable[[], bool] = lambda: False,
+        store_id: uuid.UUID | None = None,
     ) -> None:
         self.book = book
         self._dead = dead
@@ -160,8 +168,8 @@ class Store:
         self.errors: list[Exception] = []
         if not files.is_folder(folder):
             files.make_folder(folder)
-        manifest = Manifest.load(folder, files) or Manifest(store_id=uuid.uuid4())
-        manifest = Manifest(store_id=manifest.store_id, epoch=manifest.epoch + 1)
+        manifest = Manifest.load(folder, files) or Manifest(store_id=store_id or uuid.uuid4())
+        manifest = msgspec.structs.replace(manifest, epoch=manifest.epoch + 1)
         manifest.save(folder, files)
         self.log = Log.open(
             folder,
@@ -170,7 +178,14 @@ class Store:
             options=options,
             on_commit=self._on_commit,
             files=files,
+            has_log=manifest.has_log,
         )
+        if not manifest.has_log:
+            try:
+                msgspec.structs.replace(manifest, has_log=True).save(folder, files)
+            except BaseException:
+                self.end_dead()
+                raise
 
     def _on_commit(self, appends: Sequence[Append]) -> None:
         with self._settled:
@@ -210,3 +225,8 @@ class Store:
         number = self.submit(count)
         self.wait()
         return number in self.book.acked
+
+    def end_dead(self) -> None:
+        """End the writer thread of a process whose disk is gone."""
+        with contextlib.suppress(LogError, OSError):  # it may have had something to flush
+            self.log.close()

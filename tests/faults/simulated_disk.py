@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from threading import RLock
 from typing import TypeAlias
@@ -151,10 +151,6 @@ class SimulatedDisk:
                 return {}
             return {name: bytes(node.cache) for name, node in entries.items() if isinstance(node, _File)}
 
-    def dirty_sectors(self) -> int:
-        """Sectors that a power loss may take."""
-        return sum(len(node.versions) for node in _walk(self.root) if isinstance(node, _File))
-
     def after_power_loss(self, rng: random.Random) -> SimulatedDisk:
         """Another disk, which holds what the device kept: what was synced, and any part of what was not."""
         keep = rng.choice((0.0, 0.3, 0.7, 0.95, 1.0))
@@ -183,13 +179,6 @@ class SimulatedDisk:
         if not isinstance(node, _Folder):
             raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(path))
         return node
-
-
-def _walk(folder: _Folder) -> Iterator[_File | _Folder]:
-    for node in folder.entries.values():
-        yield node
-        if isinstance(node, _Folder):
-            yield from _walk(node)
 
 
 def _surviving(folder: _Folder, rng: random.Random, keep: float, *, ordered: bool) -> _Folder:

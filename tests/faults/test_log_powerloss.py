@@ -91,18 +91,10 @@ class _Life:
                 assert self.device.stopped or self.fault is not None
         self.device.stop()
         if store is not None:
-            _join(store)
+            store.end_dead()
         if self.options.sync_mode is SyncMode.ALWAYS:
             self.book.promised |= self.book.acked
         return self.disk if kind == "kill" else self.disk.after_power_loss(self.rng)
-
-
-def _join(store: Store) -> None:
-    """End the writer thread of a process that is dead already."""
-    try:
-        store.log.close()
-    except (LogError, OSError):
-        pass  # it had something to flush, and there is no disk any more
 
 
 def _power_loss_round(seed: int, report: FaultReport) -> None:
@@ -126,7 +118,6 @@ def _power_loss_round(seed: int, report: FaultReport) -> None:
         report.add(f"powerloss_sim: {kind}")
         if life.fault is not None and life.fault.hits:
             report.add("powerloss_sim: failed sync")
-        report.add("powerloss_sim: unsynced sectors at risk", 0 if kind == "kill" else disk.dirty_sectors())
         disk = life.end(store, kind)
         # a kill takes nothing in any mode; the power may yet take what the relaxed ones only wrote
         found = recovered(disk_log(disk).events)
