@@ -6,6 +6,8 @@ Filters are evaluated here in Python, before the limit: the public API has no wa
 from __future__ import annotations
 
 import datetime as dt
+import functools
+import operator
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -79,10 +81,8 @@ class PublicReads:
         predicates = list(conditions)
         if self._tables.shared:
             predicates.append(handle.namespace_key == namespace_key(namespace))
-        query: Any = handle
-        for predicate in predicates:
-            query = query.where(predicate)
-        return query
+        # Pixeltable takes one where() a query
+        return handle.where(functools.reduce(operator.and_, predicates)) if predicates else handle
 
     def _rows(self, handle: pxt.Table, query: Any, vector: np.ndarray | None = None) -> Iterator[Row]:
         columns = {
@@ -94,9 +94,7 @@ class PublicReads:
             "timestamp": handle.timestamp,
             "lsn": handle.lsn,
         }
-        if vector is None:
-            query = query.order_by(handle.lsn, asc=False)
-        else:
+        if vector is not None:
             # by cosine of the stored vectors: exact, where the graph would stop after a few rows
             columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
         rows = list(query.select(**columns).collect())
@@ -104,13 +102,18 @@ class PublicReads:
             rows = [row for row in rows if row["vector"] is not None]
             for row in rows:
                 row["score"] = _cosine(row["vector"], vector)
-            rows.sort(key=lambda row: -row["score"])
+        rows.sort(key=_rank)
         for row in rows:
             text = row["metadata_text"]
             # the database may hold a float as an integer: numbers are compared as numbers
             if text is None or not equal(decode_metadata(text), row["metadata"]):
                 text = None if row["metadata"] is None else msgspec.json.encode(row["metadata"]).decode()
             yield row_of(row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score"))
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:
+    """Of equal score or time, the last written comes first; rows that a user inserted come last."""
+    return -row.get("score", 0.0), -row["lsn"] if row["lsn"] is not None else 0, row["memory_id"]
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float:

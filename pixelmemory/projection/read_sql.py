@@ -146,7 +146,8 @@ class SqlReads:
     def _nearest(self, table: StoreTable, where: str, parameters: dict[str, Any], *, exact: bool) -> list[Any]:
         distance = f"({table.vector} <=> %(vector)s::{table.vector_type})"
         # an ORDER BY that is no bare operator cannot be served by the graph
-        order = f"{distance} + 0, {table.columns['lsn']} DESC NULLS LAST" if exact else distance
+        ties = f"{table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
+        order = f"{distance} + 0, {ties}" if exact else distance
         return self._run(
             f"SELECT {_columns(table)}, 1 - {distance} FROM {table.name} "
             f"WHERE {where} ORDER BY {order} LIMIT %(limit)s",
