@@ -21,7 +21,13 @@ import msgspec
 import numpy as np
 
 from pixelmemory.embedding import Embedder, EmbeddingConfig, VectorCache, open_embedder, parse_embedding_config
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, ModelMismatchError, StoreError, UnembeddableTextError
+from pixelmemory.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    ModelMismatchError,
+    StoreError,
+    UnembeddableTextError,
+)
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.log.files import ensure_folder
 from pixelmemory.options import Options
