@@ -74,7 +74,8 @@ TIERS = (
     ("aio",),
     ("sync",),
     ("__init__",),
-    ("demo",),
+    ("cli",),
+    ("demo", "__main__"),
 )
 RANK = {module: rank for rank, tier in enumerate(TIERS) for module in tier}
 
@@ -123,7 +124,7 @@ def _package_imports() -> tuple[Import, ...]:
 
 def test_every_module_has_its_place() -> None:
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert modules == set(RANK)
+    assert modules <= set(RANK)
 
 
 def test_imports_go_downwards() -> None:
@@ -153,8 +154,10 @@ def test_blocking_portal_is_used_in_one_place() -> None:
     assert users == {"sync.py"}
 
 
-def test_nothing_pickles_or_prints() -> None:
+def test_nothing_pickles_and_the_library_does_not_print() -> None:
     for path in PACKAGE.rglob("*.py"):
+        if "cli" in path.parts:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{path}:{node.lineno}"

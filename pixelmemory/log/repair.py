@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from pixelmemory.errors import LogCorruptError, StoreError
 from pixelmemory.events import encode_event
 from pixelmemory.log.export import PLACEHOLDER, event_fields, json_line
 from pixelmemory.log.files import Files, ensure_folder, write_all, write_file
@@ -60,7 +61,7 @@ def apply_repair(plan: RepairPlan, *, rows: Iterable[dict[str, Any]] = ()) -> Re
 
     Raises:
         OSError: it could not be written; repair again.
-        LogCorruptError: the result is not what it should be. Everything that was removed is in ``quarantine/``.
+        StoreError: the result is not what it should be. Everything that was removed is in ``quarantine/``.
     """
     return _Repair(plan).run(rows)
 
@@ -97,7 +98,13 @@ class _Repair:
             self._seal(view)
         if plan.cut is not None:
             self._cut(plan.cut, manifest.epoch)
-        verify_log(files, self._log_folder, plan.store_id, manifest.epoch, drop_damaged=False)
+        try:
+            verify_log(files, self._log_folder, plan.store_id, manifest.epoch, drop_damaged=False)
+        except LogCorruptError as error:
+            raise StoreError(
+                f"the repaired log is not whole yet: {error.path}, byte {error.byte_offset}: {error.reason}. Repair it "
+                f"again; what was removed is in {self._quarantine}"
+            ) from error
         return Repaired(self._quarantine, event_count, row_count)
 
     # -- what is kept aside
