@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pixelmemory import __version__
+import pixelmemory
 from pixelmemory.cli.common import CANNOT, printable
 from pixelmemory.cli.repair import add_repair
 from pixelmemory.cli.show import add_log
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"pixelmemory {__version__}")
+    parser.add_argument("--version", action="version", version=f"pixelmemory {pixelmemory.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (add_verify, add_log, add_repair):
         add(commands)
