@@ -5,19 +5,37 @@ Scripts that run in another process import it too: it imports neither pytest nor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pixelmemory import AsyncMemory, Memory, Options
 
-__all__ = ["GIVEN", "open_memory", "options_at", "run_script", "start_script", "vector"]
+__all__ = [
+    "GIVEN",
+    "answer_of",
+    "async_memory",
+    "listening_ports",
+    "open_memory",
+    "options_at",
+    "pixeltable_home",
+    "run_script",
+    "start_script",
+    "stop_server",
+    "vector",
+]
 
 TESTS = Path(__file__).parent
 DIMENSIONS = 8
@@ -85,3 +103,51 @@ def answer_of(done: subprocess.CompletedProcess[str]) -> Any:
     """The JSON document that a script printed last; the script must have succeeded."""
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def listening_ports() -> list[int]:
+    """The TCP ports on which this process listens; from /proc."""
+    inodes = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if target.startswith("socket:["):
+                inodes.add(target[len("socket:[") : -1])
+    ports: list[int] = []
+    for table in ("tcp", "tcp6"):
+        path = Path("/proc/self/net", table)
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                ports.append(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def stop_server(home: Path, timeout_seconds: float = 20.0) -> None:
+    """Stop the embedded PostgreSQL of the Pixeltable home ``home``, if one runs."""
+    pid_file = home / "pgdata" / "postmaster.pid"
+    if not pid_file.exists():
+        return
+    pid = int(pid_file.read_text().splitlines()[0])
+    deadline = time.monotonic() + timeout_seconds
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)  # its fast shutdown
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.02)
+        raise AssertionError(f"PostgreSQL {pid} did not stop within {timeout_seconds} s")
+
+
+@contextlib.contextmanager
+def pixeltable_home() -> Iterator[Path]:
+    """A new Pixeltable home beside the run's own; its server is stopped at the end.
+
+    Not in a test's own folder: PostgreSQL runs as another user where the tests run as root, and could not reach it.
+    """
+    parent = Path(tempfile.mkdtemp(prefix="own-", dir=Path(os.environ["PIXELTABLE_HOME"]).parent))
+    parent.chmod(0o755)
+    try:
+        yield parent / "pixeltable"
+    finally:
+        stop_server(parent / "pixeltable")
+        shutil.rmtree(parent, ignore_errors=True)

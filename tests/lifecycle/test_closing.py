@@ -32,7 +32,8 @@ def stalled_projector(memory: AsyncMemory | Memory) -> Iterator[threading.Event]
         held.set()
         go_on.wait()
 
-    inner._engine.store().projection.projector.request(hold)
+    assert inner._engine._store is not None
+    inner._engine._store.projection.projector.request(hold)
     held.wait()
     try:
         yield go_on

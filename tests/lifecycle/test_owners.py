@@ -1,0 +1,233 @@
+"""Who may use a store: one process, one handle, its own event loop, and not a child of a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from engine_tools import answer_of, async_memory, open_memory, run_script, vector
+
+import pixelmemory.sync
+from pixelmemory import AsyncMemory, StoreLockedError, WrongThreadError
+
+# -------------------------------------------------------------------------------------------------------- two openers
+
+
+def test_a_second_handle_in_this_process_is_refused(tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path, store_name) as memory:
+        with pytest.raises(StoreLockedError) as caught:
+            open_memory(tmp_path, store_name)
+        assert caught.value.pid == os.getpid()
+        assert str(os.getpid()) in str(caught.value)
+        memory.add_entry("not disturbed", embedding=vector(1))
+        assert memory.count() == 1
+
+
+def test_another_process_is_refused_and_told_the_owner(tmp_path: Path, store_name: str) -> None:
+    script = """
+        import json, sys
+        from engine_tools import Memory, GIVEN, options_at
+        from pixelmemory import StoreLockedError
+        home, name = sys.argv[1:]
+        try:
+            # were the model loaded before the lock is tried, this would be another error
+            Memory(name, None, "/no/such/model", options=options_at(home))
+        except StoreLockedError as error:
+            print(json.dumps([error.pid, str(error), "pixeltable" in sys.modules]))
+    """
+    with open_memory(tmp_path, store_name) as memory:
+        pid, message, pixeltable_was_loaded = answer_of(run_script(script, tmp_path, store_name))
+        assert pid == os.getpid()
+        assert str(pid) in message
+        assert not pixeltable_was_loaded
+        memory.add_entry("not disturbed", embedding=vector(1))
+        assert memory.count() == 1
+
+
+def test_a_store_of_the_same_name_in_another_home_is_refused_while_this_one_is_open(
+    tmp_path: Path, store_name: str
+) -> None:
+    """They share a folder in Pixeltable: each would rebuild over the other."""
+    with open_memory(tmp_path / "a", store_name) as memory:
+        memory.add_entry("of a", embedding=vector(1))
+        with pytest.raises(StoreLockedError, match=store_name):
+            open_memory(tmp_path / "b", store_name)
+        memory.add_entry("of a, too", embedding=vector(2))
+        assert memory.count() == 2
+    with open_memory(tmp_path / "b", store_name) as memory:
+        assert memory.count() == 0
+        memory.add_entry("of b", embedding=vector(3))
+        assert memory.count() == 1
+    with open_memory(tmp_path / "a", store_name) as memory:
+        assert {record["content"] for record in memory.search()} == {"of a", "of a, too"}
+
+
+# ------------------------------------------------------------------------------------------------------------- forks
+
+FORK = """
+    import json, os, sys, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks where threads run
+    import anyio
+    from engine_tools import open_memory, vector
+    from pixelmemory import StoreForkedError
+
+    home, name, way = sys.argv[1:]
+    memory = open_memory(home, name)
+    kept = memory.add_entry("before the fork", embedding=vector(1))
+    memory.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        outcome = []
+        for use in (
+            memory.count,
+            lambda: memory.add_entry("by the child", embedding=vector(2)),
+            memory.search,
+            lambda: anyio.run(memory._memory.add_entry, "by the child"),
+        ):
+            try:
+                use()
+                outcome.append("no error")
+            except BaseException as error:
+                outcome.append(type(error).__name__)
+        memory.close()
+        os.write(writing, json.dumps(outcome).encode())
+        if way == "_exit":
+            os._exit(0)
+        del memory
+        sys.exit(0)
+    os.close(writing)
+    outcome = json.loads(os.read(reading, 10_000))
+    # with the child still ending, and after it
+    more = [memory.add_entry(f"after the fork {n}", embedding=vector(n)) for n in range(20)]
+    _, status = os.waitpid(child, 0)
+    found = {record["memory_id"] for record in memory.search(limit=100)}
+    more.append(memory.add_entry("after the child", embedding=vector(3)))
+    memory.flush()
+    count, health = memory.count(), list(memory.health())
+    memory.close()
+    print(json.dumps([outcome, status, kept in found and found < {kept, *more}, count, health]))
+"""
+
+
+@pytest.mark.parametrize("way", ["_exit", "exit"])
+def test_the_child_of_a_fork_gets_an_error_and_the_parent_goes_on(tmp_path: Path, store_name: str, way: str) -> None:
+    done = run_script(FORK, tmp_path, store_name, way)
+    outcome, status, found, count, health = answer_of(done)
+    assert outcome == ["StoreForkedError"] * 4
+    assert status == 0
+    assert found
+    assert count == 22
+    assert health == [True, []]
+    assert "Traceback" not in done.stderr
+    with open_memory(tmp_path, store_name) as memory:
+        assert memory.count() == 22
+
+
+# ------------------------------------------------------------------------------------------------- threads and loops
+
+
+def test_a_call_from_the_stores_own_loop_is_an_error(tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path, store_name) as memory:
+        portal = memory._loop.portal  # type: ignore[union-attr]
+        with pytest.raises(WrongThreadError):
+            portal.call(memory.count)
+        with pytest.raises(WrongThreadError):
+            portal.call(memory.close)
+        assert memory.count() == 0
+    assert "closed" in repr(memory)
+
+
+@pytest.fixture
+def other_loop(anyio_backend: str) -> Iterator[BlockingPortal]:
+    with start_blocking_portal(anyio_backend) as portal:
+        yield portal
+
+
+def test_another_event_loop_is_an_error(tmp_path: Path, store_name: str, other_loop: BlockingPortal) -> None:
+    async def opened() -> AsyncMemory:
+        memory = async_memory(tmp_path, store_name)
+        await memory._open()
+        return memory
+
+    async def used(memory: AsyncMemory) -> None:
+        await memory.add_entry("from elsewhere", embedding=vector(1))
+
+    with start_blocking_portal("asyncio") as home_loop:
+        memory = home_loop.call(opened)
+        try:
+            with pytest.raises(WrongThreadError):
+                other_loop.call(used, memory)
+            with pytest.raises(WrongThreadError):
+                other_loop.call(memory.count)
+            with pytest.raises(WrongThreadError):
+                other_loop.call(memory.aclose)
+            home_loop.call(used, memory)
+            assert home_loop.call(memory.count) == 1
+        finally:
+            home_loop.call(memory.aclose)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_memory_inside_a_running_loop_works_and_warns_once(
+    tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixelmemory.sync, "_warned_of_running_loop", False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with open_memory(tmp_path, store_name) as memory:
+            memory.add_entry("in a notebook", embedding=vector(1))
+            assert memory.count() == 1
+            assert memory.search(vector=vector(1))[0]["content"] == "in a notebook"
+    about_loops = [one for one in caught if one.category is RuntimeWarning]
+    assert ["event loop" in str(one.message) for one in about_loops] == [True]
+
+
+def test_memory_without_a_running_loop_does_not_warn(
+    tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixelmemory.sync, "_warned_of_running_loop", False)
+    with open_memory(tmp_path, store_name) as memory:
+        memory.count()
+    assert not pixelmemory.sync._warned_of_running_loop
+
+
+def test_threads_share_one_memory(tmp_path: Path, store_name: str) -> None:
+    """Each thread sees its own writes at once; together they leave what each of them left."""
+    threads_count, rounds = 8, 12
+    expected: dict[str, str] = {}
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for step in range(rounds):
+                memory_id = f"{number}-{step}"
+                memory.add_entry(f"first {memory_id}", memory_id=memory_id, embedding=vector(step))
+                record = memory.get_memory(memory_id)
+                assert record is not None
+                assert record["content"] == f"first {memory_id}"
+                if step % 3 == 0:
+                    assert memory.delete_memory(memory_id)
+                    assert memory.get_memory(memory_id) is None
+                    continue
+                assert memory.update_memory(memory_id, content=f"then {memory_id}", embedding=vector(step + 1))
+                found = memory.search(metadata_filter={}, limit=1000)
+                assert f"then {memory_id}" in {record["content"] for record in found}
+                expected[memory_id] = f"then {memory_id}"
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
+            errors.append(error)
+
+    with open_memory(tmp_path, store_name) as memory:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(threads_count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert {record["memory_id"]: record["content"] for record in memory.search(limit=1000)} == expected

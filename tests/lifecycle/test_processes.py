@@ -1,0 +1,274 @@
+"""A process that uses a store: what it prints, opens and leaves behind, Ctrl-C, and its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from engine_tools import answer_of, open_memory, pixeltable_home, run_script
+
+from pixelmemory import StoreError
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="reads /proc, as Linux has it")
+
+# ------------------------------------------------------------------------------------------------ an ordinary process
+
+
+@needs_proc
+def test_an_ordinary_run_prints_nothing_listens_nowhere_and_keeps_its_files_to_the_owner(
+    tmp_path: Path, store_name: str, minilm_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a model, and a Pixeltable that is made by this very run."""
+    script = """
+        import json, os, sys
+        from pixelmemory import Memory, Options
+        from engine_tools import listening_ports
+        os.umask(0)
+        home, name, model, answer = sys.argv[1:]
+        with Memory(name, {"kind": str}, model, options=Options(home=home, segment_bytes_max=4096)) as memory:
+            memory_id = memory.add_entry("Ada prefers tea", metadata={"kind": "preference"})
+            memory.add_entries([{"content": f"note {n}"} for n in range(50)], "another namespace")
+            memory.add_entries([{"content": f"more {n}"} for n in range(50)], "another namespace")
+            found = memory.search(query="what does Ada drink?")
+            memory.update_memory(memory_id, content="Ada prefers coffee")
+            memory.delete_memory(memory_id)
+            memory.get_namespace_table("default_namespace")
+            memory.flush()
+            ports = listening_ports()
+        with Memory(name, {"kind": str}, model, options=Options(home=home, segment_bytes_max=4096)) as memory:
+            answer_now = [ports, listening_ports(), memory.count(), found[0]["content"]]
+        with open(answer, "w") as file:
+            json.dump(answer_now, file)
+    """
+    for name in ("PIXELTABLE_VERBOSITY", "XDG_RUNTIME_DIR", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.delenv(name, raising=False)
+    with pixeltable_home() as pixeltable:
+        done = run_script(
+            script,
+            tmp_path / "a" / "home",
+            store_name,
+            minilm_path,
+            tmp_path / "answer",
+            PIXELTABLE_HOME=str(pixeltable),
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads((tmp_path / "answer").read_text()) == [[], [], 100, "Ada prefers tea"]
+    paths = [tmp_path / "a", *(tmp_path / "a").rglob("*")]
+    assert len([path for path in paths if path.suffix == ".log"]) > 2
+    assert {"LOCK", "MANIFEST", "vectors", "log"} <= {path.name for path in paths}
+    modes = {str(path): oct(path.stat().st_mode & 0o777) for path in paths}
+    assert modes == {str(path): "0o700" if path.is_dir() else "0o600" for path in paths}
+
+
+@needs_proc
+def test_pixeltables_server_is_kept_where_it_is_wanted(tmp_path: Path, store_name: str) -> None:
+    script = """
+        import json, sys
+        from engine_tools import listening_ports, open_memory
+        with open_memory(*sys.argv[1:], keep_pixeltable_http_server=True):
+            print(json.dumps(listening_ports()))
+    """
+    assert len(answer_of(run_script(script, tmp_path, store_name))) == 1
+
+
+def test_a_home_that_cannot_be_used_is_an_error_of_ours(tmp_path: Path, store_name: str) -> None:
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match="file"):
+            open_memory(home, store_name)
+
+
+# ----------------------------------------------------------------------------------------------- models that are not
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_soon_and_makes_no_store(tmp_path: Path, store_name: str) -> None:
+    """Not there, broken, and an id that is not on this machine."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{not json")
+    script = """
+        import json, os, sys
+        from engine_tools import options_at
+        from pixelmemory import Memory, ModelLoadError
+        home, name, *models = sys.argv[1:]
+        outcome = []
+        for model in models:
+            try:
+                Memory(name, None, model, options=options_at(home))
+            except ModelLoadError as error:
+                outcome.append([error.model, bool(error.remedy), sorted(os.listdir(os.path.join(home, name)))])
+        print(json.dumps([outcome, "pixeltable" in sys.modules]))
+    """
+    models = [str(tmp_path / "nowhere"), str(broken), "nobody/nothing-of-this-name"]
+    done = run_script(script, tmp_path / "home", store_name, *models, timeout_seconds=45, HF_HUB_OFFLINE="1")
+    outcome, pixeltable_was_loaded = answer_of(done)
+    assert outcome == [[model, True, ["LOCK"]] for model in models]
+    assert not pixeltable_was_loaded
+    assert done.stdout.count("\n") == 1
+    with open_memory(tmp_path / "home", store_name) as memory:  # nothing of them stands in the way
+        assert memory.count() == 0
+
+
+# ----------------------------------------------------------------------------------------------- the end of a process
+
+ENDS = {
+    "sys.exit": "sys.exit(0)",
+    "the script ends, with a store that was closed beside it": "open_memory(home, name + '_2').close()",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_process_that_ends_without_close_neither_hangs_nor_loses_anything(
+    tmp_path: Path, store_name: str, end: str
+) -> None:
+    script = f"""
+        import os, sys, threading
+        from engine_tools import open_memory, vector
+        home, name, acknowledged = sys.argv[1:]
+        memory = open_memory(home, name)
+        file = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        enough = threading.Event()
+
+        def work(number):
+            for n in range(100_000):
+                os.write(file, (memory.add_entry("x", embedding=vector(n)) + "\\n").encode())
+                if n == 30:
+                    enough.set()
+
+        for number in range(4):
+            threading.Thread(target=work, args=(number,), daemon=True).start()
+        enough.wait()
+        {ENDS[end]}
+    """
+    done = run_script(script, tmp_path, store_name, tmp_path / "acknowledged", timeout_seconds=30)
+    assert done.stdout == ""
+    assert "ResourceWarning" not in done.stderr  # as everybody has it, it is not shown
+    assert done.returncode == 0, done.stderr
+    acknowledged = (tmp_path / "acknowledged").read_text().split()
+    assert len(acknowledged) > 30
+    with open_memory(tmp_path, store_name) as memory:
+        found = {record["memory_id"] for record in memory.search(limit=1_000_000)}
+        assert set(acknowledged) <= found
+        assert len(found) == memory.count() <= len(acknowledged) + 4
+
+
+def test_an_async_process_that_ends_without_close_neither_hangs_nor_loses_anything(
+    tmp_path: Path, store_name: str
+) -> None:
+    script = """
+        import sys
+        import anyio
+        from engine_tools import async_memory, vector
+
+        async def main():
+            global memory
+            memory = async_memory(*sys.argv[1:3])
+            await memory._open()
+            for n in range(20):
+                await memory.add_entry(f"{n}", embedding=vector(n))
+
+        anyio.run(main, backend=sys.argv[3])
+        if sys.argv[4] == "dropped":
+            del memory
+    """
+    for backend, way, expected in (("asyncio", "kept", 20), ("trio", "dropped", 40)):
+        done = run_script(script, tmp_path, store_name, backend, way, timeout_seconds=30)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert "Traceback" not in done.stderr
+        with open_memory(tmp_path, store_name) as memory:
+            assert memory.count() == expected
+
+
+# ------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_ctrl_c_cancels_the_call_and_tears_nothing(tmp_path: Path, store_name: str) -> None:
+    """Thirty of them during adds, one during a search that waits, one during an open; the store stays usable."""
+    script = """
+        import json, os, random, signal, sys, threading, time
+        from engine_tools import open_memory, vector
+
+        home, name = sys.argv[1:]
+        memory = open_memory(home, name)
+        acknowledged, interrupted, interrupts = [], [], 0
+        source = random.Random(1)
+        armed, stop = threading.Event(), threading.Event()
+
+        def press_keys():
+            while not stop.is_set():
+                armed.wait()
+                armed.clear()
+                time.sleep(source.random() * 0.004)
+                if not stop.is_set():
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        keys = threading.Thread(target=press_keys, daemon=True)
+        keys.start()
+        number = 0
+        while interrupts < 30:
+            number += 1
+            ids = [f"{number}-{n}" for n in range(number % 4 + 1)]
+            try:
+                armed.set()
+                while True:
+                    entries = [{"content": "x", "memory_id": i, "embedding": vector(number)} for i in ids]
+                    memory.add_entries(entries)
+                    acknowledged.append(ids)
+                    number += 1
+                    ids = [f"{number}-{n}" for n in range(number % 4 + 1)]
+            except KeyboardInterrupt:
+                interrupts += 1
+                if ids not in acknowledged:
+                    interrupted.append(ids)
+        stop.set()
+        armed.set()
+        keys.join()
+
+        held, go_on = threading.Event(), threading.Event()
+        projector = memory._memory._engine._store.projection.projector
+        projector.request(lambda: (held.set(), go_on.wait()))
+        held.wait()
+        acknowledged.append([memory.add_entry("y", embedding=vector(1))])
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            memory.search()
+            waiting_search = "no error"
+        except KeyboardInterrupt:
+            waiting_search = "KeyboardInterrupt"
+        go_on.set()
+        acknowledged.append([memory.add_entry("usable", embedding=vector(1))])
+        found = {record["memory_id"] for record in memory.search(limit=1_000_000)}
+        health = list(memory.health())
+        memory.close()
+
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            memory = open_memory(home, name)
+            opened = "open"
+        except KeyboardInterrupt:
+            opened = "KeyboardInterrupt"
+            memory = open_memory(home, name)
+        memory.close()
+        whole = sum(set(ids) <= found for ids in interrupted)
+        print(json.dumps({
+            "lost": [ids for ids in acknowledged if not set(ids) <= found],
+            "torn": [ids for ids in interrupted if found & set(ids) and not set(ids) <= found],
+            "foreign": len(found) - sum(map(len, acknowledged)) - sum(len(i) for i in interrupted if set(i) <= found),
+            "waiting search": waiting_search,
+            "health": health,
+            "counts": [len(acknowledged), len(interrupted), whole, opened],
+        }))
+    """
+    done = run_script(script, tmp_path, store_name)
+    answer = answer_of(done)
+    print(answer["counts"])
+    del answer["counts"]
+    assert answer == {
+        "lost": [],
+        "torn": [],
+        "foreign": 0,
+        "waiting search": "KeyboardInterrupt",
+        "health": [True, []],
+    }
+    assert "Traceback" not in done.stderr
