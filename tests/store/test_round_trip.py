@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-from conftest import OpenMemory
 from hypothesis import strategies as st
 
 from pixelmemory import Layout, Memory
+
+if TYPE_CHECKING:  # at run time there are several modules of this name
+    from conftest import OpenMemory
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 keys = text | st.sampled_from(["", "a", "b", "a.b", "$x", "__pxttype__", "_classname", "id", "é", "e\u0301", "\u2028"])

@@ -7,16 +7,18 @@ import inspect
 import re
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import pixeltable as pxt
 import pytest
-from conftest import OpenMemory
 from embedders import cosine, embed_length, embed_words, thousand_over_length, words_vector
 
 from pixelmemory import Memory
+
+if TYPE_CHECKING:  # at run time there are several modules of this name
+    from conftest import OpenMemory
 
 USAGE = """
 from pixelmemory import Memory
