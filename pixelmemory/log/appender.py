@@ -210,11 +210,11 @@ class Appender:
         try:
             write_mark(self._files, self._fd, old, end, FrameKind.SEAL, "seal")
         except OSError as error:
-            self.broken = True
+            self.broken = isinstance(error, SegmentSyncError) or not self._undo_rotation(error, path)
             with contextlib.suppress(OSError):
                 self._files.close(fd)
             raise LogWriteError(
-                f"segment {old.path.name} could not be sealed: {error}. Nothing was recorded"
+                f"segment {old.path.name} could not be sealed: {error}. Nothing was recorded; make room"
             ) from error
         self.syncs += 2
         with contextlib.suppress(OSError):  # it is synced, and nothing more is written to it
@@ -224,6 +224,17 @@ class Appender:
         self._end = Place(end.lsn, SEGMENT_HEADER_BYTES, header.checksum)
         self._reserved_bytes = SEGMENT_HEADER_BYTES
         self.rotations += 1
+
+    def _undo_rotation(self, error: OSError, path: Path) -> bool:
+        """Remove a seal that could not be written, then the segment it was for. Returns whether that is durable."""
+        self._undo(error)
+        if not self.broken:
+            try:
+                self._files.unlink(path)
+                self._files.sync_folder(path.parent)
+            except OSError:
+                return False
+        return not self.broken
 
     def _create(self, path: Path, header: SegmentHeader) -> int:
         try:

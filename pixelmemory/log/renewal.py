@@ -24,6 +24,7 @@ from pixelmemory.log.segment import (
     Place,
     Segment,
     SegmentHeader,
+    SegmentSyncError,
     create_segment,
     new_header,
     segment_name,
@@ -195,6 +196,10 @@ def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, p
     """End a segment: write a frame without events (``CLOSE``, ``SEAL``) at ``end``, cut off what follows, and sync.
 
     Everything before ``end`` must be synced already.
+
+    Raises:
+        SegmentSyncError: the sync failed.
+        OSError: it could not be written.
     """
     data, _ = build_frame(
         [],
@@ -211,7 +216,10 @@ def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, p
     write_all(files, fd, data, end.byte_offset)
     fault_point(point + ".after_write")
     files.truncate(fd, end.byte_offset + len(data))
-    files.sync(fd)
+    try:
+        files.sync(fd)
+    except OSError as error:
+        raise SegmentSyncError(*error.args) from error
     fault_point(point + ".after_sync")
 
 

@@ -48,7 +48,7 @@ _NAME = re.compile(r"[0-9]{20}\.log")
 
 
 class SegmentSyncError(OSError):
-    """A new segment that may or may not be there after a crash."""
+    """A sync of a segment failed, or what makes a new one durable: its last bytes may be there after a crash or not."""
 
 
 class SegmentHeader(NamedTuple):
