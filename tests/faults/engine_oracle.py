@@ -111,7 +111,7 @@ def _rows_of(name: str) -> dict[Key, Expected]:
         columns = {
             name: getattr(table, name) for name in ("memory_id", "id_text", "content", "metadata", "timestamp", "lsn")
         }
-        if "content_embedding" in table.get_metadata()["indices"]:
+        if "content_embedding" in table.get_metadata()["indexes"]:
             columns["vector"] = table.content.embedding(idx="content_embedding")
         if "namespace" in table.get_metadata()["columns"]:
             columns["namespace"] = table.namespace

@@ -1,15 +1,22 @@
-"""A function for a user's computed column that fails on some contents; Pixeltable finds it by this module's path."""
+"""An embedding function that fails on some texts; Pixeltable finds it by this module's path."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pixeltable as pxt
 
-__all__ = ["refuse_poison"]
+__all__ = ["embed_or_refuse", "mended"]
+
+#: while it is False, texts that begin with "poison" cannot be embedded
+mended = False
 
 
 @pxt.udf  # type: ignore[untyped-decorator]
-def refuse_poison(content: str) -> str:
-    """Fails where ``content`` begins with "poison"."""
-    if content.startswith("poison"):
-        raise ValueError("poison")
-    return content.upper()
+def embed_or_refuse(text: str) -> pxt.Array[(8,), pxt.Float]:
+    """A vector of its own for each text."""
+    if text.startswith("poison") and not mended:
+        raise ValueError("this text cannot be embedded")
+    source = random.Random(text)
+    return np.array([source.gauss(0, 1) for _ in range(8)], dtype=np.float32)

@@ -88,6 +88,11 @@ class Book:
         self.gone: set[int] = set()
         self._next = 0
 
+    @property
+    def next_number(self) -> int:
+        """What ``new`` gives next."""
+        return self._next + 1
+
     def new(self, count: int) -> int:
         """A number for an append of ``count`` events that is about to be tried."""
         self._next += 1
