@@ -16,7 +16,7 @@ from pixelmemory.log.record import StoredEvent
 __all__ = ["add_log"]
 
 #: of the table's columns: LSN, time, type, namespace, id; the content gets the rest of the line, at least the last
-WIDTHS = (10, 20, 7, 18, 36)
+WIDTHS = (8, 20, 7, 14, 36)
 CONTENT_WIDTH_MIN = 24
 
 _DESCRIPTION = """\
@@ -115,6 +115,5 @@ def _row(stored: StoredEvent, content_width: int) -> str:
 
 
 def _line(fields: tuple[str, ...], content: str) -> str:
-    shown = [shorten(text, width).ljust(width) for text, width in zip(fields, WIDTHS, strict=True)]
-    shown[0] = shown[0].strip().rjust(WIDTHS[0])
-    return "  ".join([*shown, content]).rstrip() + "\n"
+    shown = [shorten(text, width).ljust(width) for text, width in zip(fields[1:], WIDTHS[1:], strict=True)]
+    return "  ".join([fields[0].rjust(WIDTHS[0]), *shown, content]).rstrip() + "\n"

@@ -6,7 +6,6 @@ bytes at the end are a torn tail or damage is decided by :mod:`pixelmemory.log.r
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections import Counter
@@ -31,8 +30,6 @@ from pixelmemory.log.salvage import (
 
 __all__ = ["Batch", "Damage", "DamageKind", "LogInspection", "SegmentView", "owner_pid"]
 
-_NAME = re.compile(r"[0-9]{20}\.log")
-
 
 class LogInspection:
     """The log of the store in ``folder`` (``<home>/<name>``), and its MANIFEST.
@@ -54,7 +51,8 @@ class LogInspection:
     def __init__(self, folder: Path, *, on_read: Callable[[int], None] | None = None) -> None:
         self.folder = folder
         self.log_folder = folder / "log"
-        self._files = _InspectedFiles(on_read)
+        self._files = _CountingFiles(on_read)
+        self._tidied = _TidiedFiles(on_read)
         self.manifest: Manifest | None = None
         self.manifest_error: ManifestError | None = None
         try:
@@ -91,28 +89,28 @@ class LogInspection:
 
     def _load(self) -> bool:
         """Look for segments that were not seen before. Whether there were any."""
-        names = self._files.all_names(self.log_folder) if self._files.is_folder(self.log_folder) else []
+        names = self._files.names(self.log_folder) if self._files.is_folder(self.log_folder) else []
         loaded: list[SegmentView] = []
         for name in names:
             if not name.endswith(".log") or name in self._seen:
                 continue
             self._seen.add(name)
-            if _NAME.fullmatch(name):
-                loaded.append(view_segment(self._files, self.log_folder / name))
-            else:
-                self.strays.append((self.log_folder / name, "its name is not that of a segment (20 digits)"))
+            loaded.append(view_segment(self._files, self.log_folder / name))
         self._identify([view.header.store_id for view in loaded if view.header is not None])
         found = len(self.segments)
-        for view in loaded:
-            if view.header is not None and view.header.store_id != self.store_id:
+        # those that bear their own name first, so that of two copies that one counts
+        for view in sorted(loaded, key=lambda view: view.path != view.right_path):
+            if not view.first_lsn:
+                self.strays.append((view.path, "it has neither the name nor the header of a segment"))
+            elif view.header is not None and view.header.store_id != self.store_id:
                 self.strays.append((view.path, f"the segment belongs to another store ({view.header.store_id})"))
-            elif view.right_path != view.path and view.right_path.name in self._seen:
+            elif any(view.first_lsn == other.first_lsn for other in self.segments):
                 self.strays.append((view.path, f"it is another copy of segment {view.right_path.name}"))
             else:
                 self.segments.append(view)
         self.segments.sort(key=lambda view: view.first_lsn)
         self._drop_intruders()
-        self._files.segments = {view.right_path.name: view.path for view in self.segments}
+        self._tidied.segments = {view.right_path.name: view.path for view in self.segments}
         return len(self.segments) > found
 
     def _drop_intruders(self) -> None:
@@ -148,7 +146,7 @@ class LogInspection:
         last: tuple[object, ...] | None = None
         while True:
             try:
-                return verify_log(self._files, self.log_folder, store_id, 2**64 - 1, drop_damaged=False)
+                return verify_log(self._tidied, self.log_folder, store_id, 2**64 - 1, drop_damaged=False)
             except (LogCorruptError, UnknownEventError) as error:
                 if last == (error.path, error.byte_offset):
                     return error
@@ -236,16 +234,26 @@ class LogInspection:
                 yield Damage(DamageKind.EVENTS, view.path, 0, 0, None, None, reason)
 
 
-class _InspectedFiles(Files):
-    """Tells how much was read, and shows the log with every segment under its name and without strays."""
+class _CountingFiles(Files):
+    """Tells how much was read."""
 
     def __init__(self, on_read: Callable[[int], None] | None) -> None:
         self._on_read = on_read
+
+    def read(self, fd: int, count: int, byte_offset: int) -> bytes:
+        data = super().read(fd, count, byte_offset)
+        if self._on_read is not None:
+            self._on_read(len(data))
+        return data
+
+
+class _TidiedFiles(_CountingFiles):
+    """Shows the log with every segment under its name, and without strays."""
+
+    def __init__(self, on_read: Callable[[int], None] | None) -> None:
+        super().__init__(on_read)
         #: right name -> where it is
         self.segments: dict[str, Path] = {}
-
-    def all_names(self, path: Path) -> list[str]:
-        return super().names(path)
 
     def names(self, path: Path) -> list[str]:
         others = [name for name in super().names(path) if not name.endswith(".log")]
@@ -253,12 +261,6 @@ class _InspectedFiles(Files):
 
     def open_read(self, path: Path) -> int:
         return super().open_read(self.segments.get(path.name, path))
-
-    def read(self, fd: int, count: int, byte_offset: int) -> bytes:
-        data = super().read(fd, count, byte_offset)
-        if self._on_read is not None:
-            self._on_read(len(data))
-        return data
 
 
 def owner_pid(folder: Path) -> int | None:

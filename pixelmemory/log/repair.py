@@ -90,8 +90,12 @@ class _Repair:
         manifest = self._save_manifest()
         for path, _ in plan.strays:
             files.rename(path, self._quarantine / path.name)
-        for path, right_path in plan.renames:
-            files.rename(path, right_path)
+        # two segments may have each other's name
+        moving = [(right.with_name(right.stem + ".moving.log"), right) for _, right in plan.renames]
+        for (path, _), (between, _) in zip(plan.renames, moving, strict=True):
+            files.rename(path, between)
+        for between, right in moving:
+            files.rename(between, right)
         files.sync_folder(self._quarantine)
         files.sync_folder(self._log_folder)
         for view in plan.seals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ __all__ = [
 
 #: the owner of the store may be in the middle of the last frame: it is looked at again so often, with such a pause
 LOOKS_MAX, LOOK_PAUSE_SECONDS = 4, 0.02
+
+_NAME = re.compile(r"[0-9]{20}\.log")
 
 #: what an open would say of the log: it is verified, or refused with this error; None where it cannot be asked
 Verdict = VerifiedLog | LogError | None
@@ -101,8 +104,12 @@ class SegmentView:
         #: None where it is damaged; then ``error`` says how
         self.header = header
         self.error = error
-        #: the LSN it is sorted by: its header's, else its name's
-        self.first_lsn = header.first_lsn if header is not None else int(path.name[:20])
+        #: the LSN it is sorted by: its header's, else its name's; 0 where neither tells
+        self.first_lsn = 0
+        if header is not None:
+            self.first_lsn = header.first_lsn
+        elif _NAME.fullmatch(path.name):
+            self.first_lsn = int(path.name[:20])
         #: after the walk: where its good frames end; None if it was left out, or if nothing readable reaches the next
         #: segment
         self.end: Place | None = None
@@ -114,7 +121,7 @@ class SegmentView:
 
     @property
     def right_path(self) -> Path:
-        """Where the segment belongs."""
+        """The name it should have, in its folder."""
         return self.path.with_name(segment_name(self.first_lsn))
 
 
@@ -194,7 +201,9 @@ class _Walk:
             place = self._resume(segment, 0, 0)
         yield from self._frames(segment, place)
         if self.following is not None and self.view.end is not None:
-            yield from self._seal(segment, self.view.end)
+            after = self.following.header
+            if after is None or after.previous_bytes == self.view.end.byte_offset:
+                yield from self._seal(segment, self.view.end)
 
     def _segment(self, header: SegmentHeader) -> Segment:
         segment = Segment(self.view.path, header, self.view.size_bytes)
