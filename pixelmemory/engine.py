@@ -441,8 +441,8 @@ class Engine:
             elif unseen[1]:
                 found.add(memory_id)
         if unknown:
-            # no unseen event: all of the memory's events were visible before this read begins
-            found |= await self.read(lambda: store.query.existing(namespace, unknown))
+            # no unseen event: all of the memory's events were visible, or dead letters, before this read begins
+            found |= await self.read(lambda: _existing(store, namespace, unknown))
         return found
 
     # -- reading
@@ -497,6 +497,15 @@ class Engine:
                 f"{projector.dead_letters[first].error}. Mend the cause and call retry_dead_letters()"
             )
         return Health(not problems, tuple(problems))
+
+
+def _existing(store: OpenStore, namespace: str, memory_ids: Sequence[str]) -> set[str]:
+    """Which of ``memory_ids`` exist; blocking. Dead letters first: a retry that comes between makes its rows visible
+    before it forgets them."""
+    dead = {each: store.projection.projector.exists_after_dead_letters(namespace, each) for each in memory_ids}
+    by_row = [memory_id for memory_id, exists in dead.items() if exists is None]
+    found = store.query.existing(namespace, by_row) if by_row else set()
+    return found | {memory_id for memory_id, exists in dead.items() if exists}
 
 
 def _poster() -> Callable[..., None]:

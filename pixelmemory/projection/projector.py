@@ -17,13 +17,14 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError, UnembeddableTextError
+from pixelmemory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.log import Log, StoredEvent
 from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options
@@ -154,9 +155,7 @@ class Projector:
         self.watermark = checkpoint_lsn
         #: by LSN; only the writer thread changes it
         self.dead_letters: dict[int, DeadLetter] = {letter.lsn: letter for letter in dead_letters}
-        self._dead_keys: dict[tuple[str, str], int] = {}
-        for letter in sorted(dead_letters, key=lambda letter: letter.lsn):
-            self._dead_keys.setdefault((letter.namespace, letter.memory_id), letter.lsn)
+        self._dead_keys = _first_lsns(dead_letters)
         #: why nothing moves, for health; None while all is well
         self.blocked: str | None = None
         #: set when a thread ended that should not have; every waiter is told
@@ -481,10 +480,27 @@ class Projector:
         still = {letter.lsn for letter in dead}
         revived = [lsn for lsn in lsns if lsn not in still]
         self._writer.apply([], {}, checkpoint_lsn=None, dead_letters=dead, revived_lsns=revived)
-        self.dead_letters, self._dead_keys = {}, {}
         self._keep(dead)
+        for lsn in revived:
+            del self.dead_letters[lsn]
+        self._dead_keys = _first_lsns(dead)
         self._on_watermark(self.watermark)
         return len(revived)
+
+    def exists_after_dead_letters(self, namespace: str, memory_id: str) -> bool | None:
+        """Whether a memory exists after its dead letters; None where they do not tell, and its row does.
+
+        Blocking: reads the log. May be called from any thread.
+        """
+        if (namespace, memory_id) not in self._dead_keys:
+            return None
+        letters = list(self.dead_letters.values())
+        lsns = [each.lsn for each in letters if (each.namespace, each.memory_id) == (namespace, memory_id)]
+        for lsn in sorted(lsns, reverse=True):
+            event = self._log.read(lsn, events_max=1, bytes_max=1)[0].event
+            if not isinstance(event, MemoryUpdated):
+                return isinstance(event, MemoryAdded)
+        return None
 
     # -- health
 
@@ -499,3 +515,11 @@ class Projector:
         if self.blocked is not None and self.blocked.startswith(what):
             _logger.info("%s works again", what)
             self.blocked = None
+
+
+def _first_lsns(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], int]:
+    """(namespace, memory id) -> the LSN of its first dead letter."""
+    first: dict[tuple[str, str], int] = {}
+    for letter in sorted(letters, key=lambda letter: letter.lsn):
+        first.setdefault((letter.namespace, letter.memory_id), letter.lsn)
+    return first
