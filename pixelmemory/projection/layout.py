@@ -200,7 +200,8 @@ class TableSet:
         """The physical side of the table ``name``."""
         found = self._store_tables.get(name)
         if found is None:
-            found = store_sql.resolve(self.table(name), INDEX_NAME)
+            # not self.table(name): Pixeltable keeps a catalog a thread, and a handle of another's cannot be looked into
+            found = store_sql.resolve(pxt.get_table(f"{self.path}/{name}"), INDEX_NAME)
             self._store_tables[name] = found
         return found
 
