@@ -146,7 +146,9 @@ def _cut_steps(cut: Cut) -> list[str]:
 def _show_lost(cut: Cut) -> None:
     count = cut.last_lsn - cut.first_lsn + 1
     if count <= 0:
-        show("lost", "no event")
+        show(
+            "lost", "no event" if cut.exact else "no event that is known; what the missing segment held cannot be told"
+        )
         return
     unreadable = count - cut.readable_events
     show(

@@ -34,6 +34,8 @@ from pixelmemory.log.segment import Segment, create_segment, new_header, segment
 
 __all__ = ["Repaired", "apply_repair"]
 
+#: lines of JSON are written in pieces of about this size
+WRITE_BYTES = 1 << 20
 #: placeholders in one frame
 FRAME_PLACEHOLDERS_MAX = 4096
 
@@ -49,7 +51,7 @@ class Repaired(NamedTuple):
     rows: int
 
 
-def apply_repair(plan: RepairPlan, *, rows: Iterable[dict[str, Any]] = ()) -> Repaired:
+def apply_repair(plan: RepairPlan, *, rows: Iterable[dict[str, Any]] = (), files: Files | None = None) -> Repaired:
     """Do it. The caller holds the store's lock, and made the plan under it.
 
     An interruption at any point leaves a store that can be repaired again, with nothing lost: everything that is going
@@ -58,18 +60,19 @@ def apply_repair(plan: RepairPlan, *, rows: Iterable[dict[str, Any]] = ()) -> Re
     Args:
         plan: from :func:`plan_repair`.
         rows: of the projection, which the next open rebuilds: those that came from events that are lost.
+        files: the file operations; for tests.
 
     Raises:
         OSError: it could not be written; repair again.
         StoreError: the result is not what it should be. Everything that was removed is in ``quarantine/``.
     """
-    return _Repair(plan).run(rows)
+    return _Repair(plan, files or Files()).run(rows)
 
 
 class _Repair:
-    def __init__(self, plan: RepairPlan) -> None:
+    def __init__(self, plan: RepairPlan, files: Files) -> None:
         self._plan = plan
-        self._files = Files()
+        self._files = files
         self._folder = plan.inspection.folder
         self._log_folder = plan.inspection.log_folder
         self._quarantine = self._make_quarantine()
@@ -155,16 +158,20 @@ class _Repair:
     def _write_lines(self, name: str, lines: Iterable[dict[str, Any]]) -> int:
         """Write lines of JSON to a new file; none if there are none. Returns how many."""
         count = at = 0
+        buffer = bytearray()
         fd: int | None = None
         try:
             for fields in lines:
                 if fd is None:
                     fd = self._files.open_new(self._quarantine / name)
-                data = json_line(fields).encode() + b"\n"
-                write_all(self._files, fd, data, at)
-                at += len(data)
+                buffer += json_line(fields).encode() + b"\n"
                 count += 1
+                if len(buffer) >= WRITE_BYTES:
+                    write_all(self._files, fd, buffer, at)
+                    at += len(buffer)
+                    buffer = bytearray()
             if fd is not None:
+                write_all(self._files, fd, buffer, at)
                 self._files.sync(fd)
         finally:
             if fd is not None:

@@ -144,7 +144,8 @@ class _Evidence:
                 self.proved = max(self.proved, item.last_lsn)
             elif item.byte_count:
                 before = self.next_lsn - 1 if item.first_lsn is None else item.first_lsn - 1
-                self.possible = max(self.possible, before + _used_bytes(item) // RECORD_BYTES_MIN)
+                used_bytes = _used_bytes(item) - (0 if item.byte_offset else SEGMENT_HEADER_BYTES)
+                self.possible = max(self.possible, before + max(0, used_bytes) // RECORD_BYTES_MIN)
             else:
                 self.exact = self.exact and item.reason != "the segment after this one is missing"
 
