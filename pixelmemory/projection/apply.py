@@ -97,7 +97,7 @@ class TableWriter:
         state = self._tables.table("state")
         dead = self._tables.table("dead_letters")
         opened = [self._tables.table(name) for name in by_table]
-        with self._transaction([*opened, state, dead]) as connection:
+        with self._transaction([*opened, state, dead], [*by_table, "state"]) as connection:
             fault_point("apply.begun")
             for name, group in by_table.items():
                 missing += self._apply_table(connection, name, group, vectors, replace)
@@ -115,10 +115,12 @@ class TableWriter:
         return recorded
 
     @contextlib.contextmanager
-    def _transaction(self, tables: Sequence[pxt.Table]) -> Iterator[sql.Connection | None]:
+    def _transaction(self, tables: Sequence[pxt.Table], names: Sequence[str]) -> Iterator[sql.Connection | None]:
         if not self._tables.direct_sql:
             yield None
             return
+        for name in names:  # physical names cannot be looked up inside a transaction; they are kept
+            self._tables.store_table(name)
         with store_sql.transaction(tables) as connection:
             yield connection
 
