@@ -36,6 +36,7 @@ class LogInspection:
 
     Args:
         folder: the store's.
+        live: another process may be writing to it: what looks wrong at its end is looked at again.
         on_read: called with the number of bytes of every read, for a progress bar.
 
     Attributes:
@@ -48,8 +49,9 @@ class LogInspection:
         OSError: the folder cannot be read.
     """
 
-    def __init__(self, folder: Path, *, on_read: Callable[[int], None] | None = None) -> None:
+    def __init__(self, folder: Path, *, live: bool = True, on_read: Callable[[int], None] | None = None) -> None:
         self.folder = folder
+        self._live = live
         self.log_folder = folder / "log"
         self._files = _CountingFiles(on_read)
         self._tidied = _TidiedFiles(on_read)
@@ -107,6 +109,7 @@ class LogInspection:
             elif any(view.first_lsn == other.first_lsn for other in self.segments):
                 self.strays.append((view.path, f"it is another copy of segment {view.right_path.name}"))
             else:
+                view.looks_left = view.looks_left if self._live else 0
                 self.segments.append(view)
         self.segments.sort(key=lambda view: view.first_lsn)
         self._drop_intruders()
@@ -148,7 +151,7 @@ class LogInspection:
             try:
                 return verify_log(self._tidied, self.log_folder, store_id, 2**64 - 1, drop_damaged=False)
             except (LogCorruptError, UnknownEventError) as error:
-                if last == (error.path, error.byte_offset):
+                if not self._live or last == (error.path, error.byte_offset):
                     return error
                 last = (error.path, error.byte_offset)
             time.sleep(LOOK_PAUSE_SECONDS)

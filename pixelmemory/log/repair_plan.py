@@ -69,7 +69,7 @@ class RepairPlan(NamedTuple):
 
 
 def plan_repair(folder: Path, *, known_lsn: int = 0, on_read: Callable[[int], None] | None = None) -> RepairPlan:
-    """Look at the store in ``folder`` and decide what would be done. Changes nothing.
+    """Look at the store in ``folder`` and decide what would be done. Changes nothing. Nobody may have it open.
 
     Args:
         folder: the store's.
@@ -80,7 +80,7 @@ def plan_repair(folder: Path, *, known_lsn: int = 0, on_read: Callable[[int], No
         StoreError: a later version wrote it, or there is nothing to go by.
         OSError: it cannot be read.
     """
-    inspection = LogInspection(folder, on_read=on_read)
+    inspection = LogInspection(folder, live=False, on_read=on_read)
     if inspection.store_id is None:
         if inspection.manifest_error is not None and inspection.manifest_error.path.exists():
             raise ManifestError(inspection.manifest_error.path, "is damaged, and no segment says which store this is")

@@ -115,8 +115,8 @@ class SegmentView:
         self.end: Place | None = None
         #: after the walk: whether its last frame is a seal
         self.sealed = False
-        #: how often bad bytes at its end were looked at again
-        self.looks = 0
+        #: how often bad bytes at its end may be looked at again
+        self.looks_left = LOOKS_MAX
 
     def __repr__(self) -> str:
         return f"<SegmentView {self.path.name} size_bytes={self.size_bytes} end={self.end} sealed={self.sealed}>"
@@ -233,8 +233,8 @@ class _Walk:
                 if last and only_zeros(self.files, self.fd, bad.byte_offset, self.files.size(self.fd)):
                     self.view.end = place  # they were written ahead, and not used
                     return
-                if last and self.view.looks < LOOKS_MAX:
-                    self.view.looks += 1
+                if last and self.view.looks_left:
+                    self.view.looks_left -= 1
                     time.sleep(LOOK_PAUSE_SECONDS)
                     self.view.size_bytes = segment.end_bytes = self.files.size(self.fd)
                     continue

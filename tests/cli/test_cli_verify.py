@@ -204,7 +204,7 @@ def test_any_flipped_bit_or_cut_is_found_if_an_open_refuses_it(program: Program,
     clean = make_log(tmp_path / "clean", sample(24))
     chance = random.Random(7)
     outcomes = set()
-    for number in range(120):
+    for number in range(60):
         store = tmp_path / f"store-{number}"
         shutil.copytree(clean, store)
         path = chance.choice(segments(store))
