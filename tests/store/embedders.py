@@ -13,6 +13,8 @@ DIMENSIONS = 16
 #: texts with this word have no vector while ``failing`` is set
 POISON = "poison"
 failing = [True]
+#: the texts that :func:`embed_words` was called with
+embedded: list[str] = []
 
 
 def words_vector(text: str) -> NDArray[np.float32]:
@@ -28,6 +30,7 @@ def words_vector(text: str) -> NDArray[np.float32]:
 @pxt.udf  # type: ignore[untyped-decorator]
 def embed_words(text: str) -> pxt.Array[(DIMENSIONS,), np.float32]:
     """:func:`words_vector` as a function of Pixeltable's."""
+    embedded.append(text)
     return words_vector(text)
 
 

@@ -281,7 +281,7 @@ def test_both_layouts_and_both_read_paths_agree(tmp_path_factory: pytest.TempPat
         options = Options(home=home, layout=layout, direct_sql=direct_sql, rebuild=True, progress=False)
         with Memory("model_agreement", None, {"dimensions": DIMENSIONS}, options=options) as mem:
             if not answers:
-                fill(mem, ENTRIES)
+                fill(mem, ENTRIES[:100])
             answers.append([mem.search(namespace, **each) for namespace in NAMESPACES for each in asked])
     for answer in answers[1:]:
         for found, first in zip(answer, answers[0], strict=True):
