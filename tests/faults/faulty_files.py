@@ -68,24 +68,31 @@ class FaultyFiles(Files):
 
     Attributes:
         violations: descriptors that were written, truncated or synced after a sync of them had failed.
+        stopped: the process is dead: nothing reaches ``inner`` any more.
+        dies_in_write: it dies in the next write of a frame, of which some sectors are taken.
     """
 
     def __init__(self, inner: Files, fault: Fault, rng: random.Random) -> None:
         self.inner = inner
         self.fault = fault
         self.violations: list[str] = []
-        self.operations = 0
+        self.stopped = False
+        self.dies_in_write = False
         self._rng = rng
         self._lock = RLock()
         self._failed_fds: set[int] = set()
         self._owed_error = 0
 
     def _do(self, operation: str, call: Callable[[], _T]) -> _T:
+        self._check_alive()
         with self._lock:
-            self.operations += 1
             if self.fault.strikes(operation):
                 raise OSError(self.fault.error, os.strerror(self.fault.error) + " (injected)")
         return call()
+
+    def _check_alive(self) -> None:
+        if self.stopped:
+            raise OSError(errno.EIO, "the process is dead")
 
     def _check(self, fd: int, operation: str) -> None:
         if fd in self._failed_fds:
@@ -103,13 +110,20 @@ class FaultyFiles(Files):
     def close(self, fd: int) -> None:
         self._failed_fds.discard(fd)
         self.inner.close(fd)  # as in Linux: closed even where it reports an error
-        self._do("close", lambda: None)
+        if not self.stopped:
+            self._do("close", lambda: None)
 
     def write(self, fd: int, data: Buffer, byte_offset: int) -> int:
+        self._check_alive()
         self._check(fd, "write")
+        if self.dies_in_write and any(data):
+            end = (byte_offset + len(data) * 2 // 3) // SECTOR_BYTES * SECTOR_BYTES
+            if end > byte_offset:
+                self.inner.write(fd, memoryview(data)[: end - byte_offset], byte_offset)
+            self.stopped = True
+            self._check_alive()
         fault = self.fault
         with self._lock:
-            self.operations += 1
             owed, self._owed_error = self._owed_error, 0
             strikes = not owed and fault.strikes("write")
         if owed or (strikes and fault.short is None):
@@ -133,9 +147,9 @@ class FaultyFiles(Files):
         return self._do("size", lambda: self.inner.size(fd))
 
     def sync(self, fd: int) -> None:
+        self._check_alive()
         self._check(fd, "sync")
         with self._lock:
-            self.operations += 1
             strikes = self.fault.strikes("sync")
         if strikes:
             self._failed_fds.add(fd)
@@ -145,6 +159,7 @@ class FaultyFiles(Files):
         self.inner.sync(fd)
 
     def truncate(self, fd: int, length: int) -> None:
+        self._check_alive()
         self._check(fd, "truncate")
         self._do("truncate", lambda: self.inner.truncate(fd, length))
 

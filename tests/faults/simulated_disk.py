@@ -213,7 +213,8 @@ class DiskFiles(Files):
     """One process's file operations on a :class:`SimulatedDisk`.
 
     ``before`` is called with each operation's name before it takes effect, under the disk's lock; what it raises is
-    what the operation raises. ``stop`` makes every later operation fail: the process is dead.
+    what the operation raises. ``stop`` makes every later operation fail: the process is dead. A write that it dies in
+    takes about the part ``last_write`` of its bytes, whole sectors.
     """
 
     def __init__(self, disk: SimulatedDisk) -> None:
@@ -221,6 +222,7 @@ class DiskFiles(Files):
         self.before: Callable[[str], None] = lambda _: None
         self.stopped = False
         self.operations = 0
+        self.last_write = 0.0
         self._handles: dict[int, _Handle] = {}
         self._next_fd = 1000
 
@@ -277,7 +279,14 @@ class DiskFiles(Files):
 
     def write(self, fd: int, data: Buffer, byte_offset: int) -> int:
         with self.disk.lock:
-            self._begin("write")
+            alive = not self.stopped
+            try:
+                self._begin("write")
+            except OSError:
+                end = (byte_offset + int(len(data) * self.last_write)) // SECTOR_BYTES * SECTOR_BYTES
+                if alive and self.stopped and end > byte_offset:
+                    self._file(fd).write(memoryview(data)[: end - byte_offset], byte_offset)
+                raise
             self._file(fd).write(data, byte_offset)
             return len(data)
 

@@ -112,16 +112,19 @@ class Outcome(NamedTuple):
     torn_bytes: int
 
 
+def _open_or_error(disk: SimulatedDisk, options: Options | None) -> tuple[Log | None, LogCorruptError | None]:
+    try:
+        return _open(disk, options), None
+    except LogCorruptError as error:
+        return None, error
+
+
 def _outcome(segments: dict[str, bytes], options: Options | None = None) -> Outcome:
     """Open a log of these segments, read it, append to it, and read that with the independent reader."""
     disk = _on_disk(segments)
-    try:
-        log = _open(disk, options)
-    except LogCorruptError as error:
-        refused = error
-    else:
-        refused = None
-    if refused is not None:
+    log, refused = _open_or_error(disk, options)
+    if log is None:
+        assert refused is not None
         assert refused.path.parent == LOG
         assert refused.byte_offset >= 0
         assert disk.contents(LOG) == segments  # nothing was changed

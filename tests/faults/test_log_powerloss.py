@@ -27,6 +27,7 @@ class _Life:
         self.rng = rng
         self.options = options
         self.device = DiskFiles(disk)
+        self.device.last_write = rng.choice((0.0, rng.random()))
         self.files: Files = self.device
         self.fault: Fault | None = None
 
