@@ -97,6 +97,9 @@ class TableWriter:
         state = self._tables.table("state")
         dead = self._tables.table("dead_letters")
         opened = [self._tables.table(name) for name in by_table]
+        if self._tables.direct_sql:
+            for name in (*by_table, "state"):
+                self._tables.store_table(name)  # cannot be looked up within the transaction
         with self._transaction([*opened, state, dead], [*by_table, "state"]) as connection:
             fault_point("apply.begun")
             for name, group in by_table.items():

@@ -106,7 +106,7 @@ class TableSet:
         self._lock = threading.Lock()
         self._registry: dict[str, str] = {}
         self._store_tables: dict[str, StoreTable] = {}
-        self._tables: dict[str, pxt.Table] = {}
+        self._opened = threading.local()
 
     # -- the projection as a whole
 
@@ -132,7 +132,7 @@ class TableSet:
         fault_point("projection.after_drop")
         self._registry.clear()
         self._store_tables.clear()
-        self._tables.clear()
+        self._handles.clear()
 
     def initialize(self) -> None:
         """Make an empty projection with its checkpoint at 0. The state row comes last: without it there is none."""
@@ -184,11 +184,20 @@ class TableSet:
 
     # -- single tables
 
+    @property
+    def _handles(self) -> dict[str, pxt.Table]:
+        """The calling thread's handles: Pixeltable keeps a catalog a thread, and cannot look into another's."""
+        try:
+            handles: dict[str, pxt.Table] = self._opened.handles
+        except AttributeError:
+            handles = self._opened.handles = {}
+        return handles
+
     def table(self, name: str) -> pxt.Table:
-        """The Pixeltable table ``name`` of this folder; kept open."""
-        table = self._tables.get(name)
+        """The Pixeltable table ``name`` of this folder; kept open for the calling thread."""
+        table = self._handles.get(name)
         if table is None:
-            table = self._tables[name] = pxt.get_table(f"{self.path}/{name}")
+            table = self._handles[name] = pxt.get_table(f"{self.path}/{name}")
         return table
 
     def name_of(self, namespace: str) -> str | None:
@@ -197,11 +206,10 @@ class TableSet:
             return self._registry.get(namespace)
 
     def store_table(self, name: str) -> StoreTable:
-        """The physical side of the table ``name``."""
+        """The physical side of the table ``name``. The first time not within a transaction."""
         found = self._store_tables.get(name)
         if found is None:
-            # not self.table(name): Pixeltable keeps a catalog a thread, and a handle of another's cannot be looked into
-            found = store_sql.resolve(pxt.get_table(f"{self.path}/{name}"), INDEX_NAME)
+            found = store_sql.resolve(self.table(name), INDEX_NAME)
             self._store_tables[name] = found
         return found
 
@@ -211,7 +219,7 @@ class TableSet:
         A table or column that was dropped or renamed makes every write fail, and no event is to blame for that.
         """
         for name in names:
-            self._tables.pop(name, None)
+            self._handles.pop(name, None)
             try:
                 table = self.table(name)
             except excs.NotFoundError:
@@ -273,7 +281,7 @@ class TableSet:
                 precision="fp32" if dimensions <= DIMENSIONS_MAX_FP32 else "fp16",
             )
         fault_point("table.after_embedding_index")
-        self._tables[name] = table
+        self._handles[name] = table
         self._store_tables.pop(name, None)
         if self.direct_sql:
             self._create_indexes(self.store_table(name), self.schema.columns if self.schema is not None else {})

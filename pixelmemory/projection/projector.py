@@ -27,7 +27,7 @@ from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError, Une
 from pixelmemory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.log import Log, StoredEvent
 from pixelmemory.log.files import fault_point
-from pixelmemory.options import Options
+from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
 from pixelmemory.projection.database import is_infrastructure_error
@@ -260,22 +260,34 @@ class Projector:
     def _read_loop(self) -> None:
         next_lsn = self.watermark + 1
         while not self._stopping.is_set():
-            if self._log.durable_lsn < next_lsn:
+            if self._readable_lsn() < next_lsn:
                 self._urgent.clear()
-                self._wake.wait()
+                # what is acknowledged before its flush becomes readable without a further word
+                unflushed = self._log.durable_lsn >= next_lsn
+                self._wake.wait(self._options.sync_interval_seconds if unflushed else None)
                 self._wake.clear()
                 continue
             self._linger(next_lsn)
+            readable_lsn = self._readable_lsn()
             events = self._log.read(
                 next_lsn, events_max=self._options.batch_events_max, bytes_max=self._options.batch_bytes_max
             )
-            if not events:
-                continue
+            events = [event for event in events if event.lsn <= readable_lsn]
             self._slots.acquire()
             if self._stopping.is_set():
                 return
             self._inbox.put(self._prepare(events))
             next_lsn = events[-1].lsn + 1
+
+    def _readable_lsn(self) -> int:
+        """The last LSN that may be projected.
+
+        The database flushes its commits: in ``SyncMode.INTERVAL`` it would otherwise get ahead of a log that loses its
+        last interval to a power failure. ``SyncMode.OS`` has no flush to wait for, and takes that risk.
+        """
+        if self._options.sync_mode is SyncMode.INTERVAL:
+            return self._log.synced_lsn
+        return self._log.durable_lsn
 
     def _linger(self, next_lsn: int) -> None:
         """Let a small batch gather, unless a reader waits."""
