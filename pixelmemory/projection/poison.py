@@ -16,12 +16,13 @@ REFUSED_MAX = 8
 
 
 def apply_what_can_be(
-    writer: TableWriter, changes: Sequence[Change], vectors: Vectors, *, suspect_all: bool = False
+    writer: TableWriter, changes: Sequence[Change], vectors: Vectors, *, revive: bool = False
 ) -> list[DeadLetter]:
     """Apply what can be applied of ``changes`` by halving them, and return the dead letters of the rest.
 
     Args:
-        suspect_all: whether every one of ``changes`` may be at fault, as those that were refused before may.
+        revive: whether ``changes`` are dead letters: those that are applied are none any more, in the same transaction,
+            and every one of them may be at fault.
 
     Raises:
         ProjectionUnavailableError: so many were refused and none accepted that the fault must lie elsewhere.
@@ -34,7 +35,8 @@ def apply_what_can_be(
         part = waiting.pop()
         try:
             writer.prepare(part)
-            dead += writer.apply(part, vectors, checkpoint_lsn=None, replace=True)
+            revived = [lsn for change in part for lsn in change.lsns] if revive else []
+            dead += writer.apply(part, vectors, checkpoint_lsn=None, replace=True, revived_lsns=revived)
             accepted += len(part)
         except Exception as error:
             if is_infrastructure_error(error):
@@ -45,7 +47,7 @@ def apply_what_can_be(
                 waiting += [part[half:], part[:half]]
                 continue
             refused += 1
-            if refused >= REFUSED_MAX and accepted == 0 and not suspect_all:
+            if refused >= REFUSED_MAX and accepted == 0 and not revive:
                 raise ProjectionUnavailableError(f"{refused} memories were refused, one by one: {reason}") from error
             dead += letters_of(part[0], reason)
     return dead

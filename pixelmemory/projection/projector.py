@@ -487,11 +487,11 @@ class Projector:
         for key, reason in batch.failed.items():
             dead += letters_of(batch.changes[key], reason)
         changes = [change for key, change in batch.changes.items() if key not in batch.failed]
-        dead += apply_what_can_be(self._writer, changes, batch.vectors, suspect_all=True)
+        dead += apply_what_can_be(self._writer, changes, batch.vectors, revive=True)
         fault_point("projector.retry.applied")
         still = {letter.lsn for letter in dead}
         revived = [lsn for lsn in lsns if lsn not in still]
-        self._writer.apply([], {}, checkpoint_lsn=None, dead_letters=dead, revived_lsns=revived)
+        self._writer.apply([], {}, checkpoint_lsn=None, dead_letters=dead)  # with what they fail for now
         self._keep(dead)
         for lsn in revived:
             del self.dead_letters[lsn]
