@@ -32,6 +32,7 @@ __all__ = [
     "options_at",
     "pixeltable_home",
     "run_script",
+    "script_environment",
     "start_script",
     "stop_server",
     "vector",
@@ -66,7 +67,8 @@ def async_memory(home: Path | str, name: str, **changes: Any) -> AsyncMemory:
     return AsyncMemory(name, None, GIVEN, options=options_at(home, **changes))
 
 
-def _environment(changes: dict[str, str]) -> dict[str, str]:
+def script_environment(**changes: str) -> dict[str, str]:
+    """The environment of a process that imports the package and these tools."""
     paths = [str(TESTS), str(TESTS / "faults"), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}
 
@@ -75,7 +77,7 @@ def start_script(script: str, *arguments: object, python: tuple[str, ...] = (), 
     """Start ``script`` in a process of its own, with its three streams as text pipes."""
     return subprocess.Popen(
         [sys.executable, *python, "-c", textwrap.dedent(script), *map(str, arguments)],
-        env=_environment(environment),
+        env=script_environment(**environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
