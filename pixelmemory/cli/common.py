@@ -97,7 +97,7 @@ def shorten(text: str, width: int) -> str:
 def show(label: str, *lines: str) -> None:
     """Print lines under a label. The lines are printable already, or of our own making."""
     for number, line in enumerate(lines):
-        sys.stdout.write(f"{label if number == 0 else '':<13}{line}\n")
+        sys.stdout.write(f"{label if number == 0 else '':<13}{line}".rstrip() + "\n")
 
 
 def plural(count: int, word: str) -> str:

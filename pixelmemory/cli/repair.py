@@ -154,8 +154,8 @@ def _show_lost(cut: Cut) -> None:
     show(
         "lost",
         f"{lsn_range(cut.first_lsn, cut.last_lsn)}: {plural(count, 'event')}{'' if cut.exact else ' at most'}",
-        f"{plural(cut.readable_events, 'event')} of them can still be read, and will stand in events.jsonl",
-        f"{plural(unreadable, 'event')} of them cannot be read{'' if cut.exact else ', at most'}",
+        f"{cut.readable_events:,} of them can still be read, and will stand in events.jsonl",
+        f"{unreadable:,} of them cannot be read{'' if cut.exact else ', at most'}",
         "their LSNs are not given out again: placeholders, which change nothing, take their place",
         "the next open makes the tables anew; rows that came from lost events will stand in rows.jsonl",
     )

@@ -101,8 +101,8 @@ def test_a_flipped_byte(program: Program, store: Path, events: list[Event]) -> N
     dry = program("repair", store, "--log-only")
     assert f"cut the log in {path.name} at byte {frame}, before LSN {lsn}\n" in dry.out
     assert f"LSN {lsn} to {last}: {last - lsn + 1} events\n" in dry.out
-    assert f"{last - lsn} events of them can still be read" in dry.out
-    assert " 1 event of them cannot be read\n" in dry.out
+    assert f"{last - lsn} of them can still be read" in dry.out
+    assert " 1 of them cannot be read\n" in dry.out
     kept = {path.name: path.read_bytes() for path in behind}
     quarantine = repair(program, store)
     assert contents(quarantine).keys() == {"note.json", "events.jsonl", path.name, *kept}
