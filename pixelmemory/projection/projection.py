@@ -16,7 +16,8 @@ from pixelmemory.projection.database import ProjectionGuard, revive_server
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
-from pixelmemory.projection.projector import EmbedTexts, Projector
+from pixelmemory.projection.preparation import EmbedTexts
+from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
 from pixelmemory.projection.read_sql import SqlReads
 from pixelmemory.projection.reads import ReadBackend

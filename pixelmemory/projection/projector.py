@@ -21,22 +21,21 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError, UnembeddableTextError
+from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
 from pixelmemory.events import MemoryAdded, MemoryUpdated
-from pixelmemory.log import Log, StoredEvent
+from pixelmemory.log import Log
 from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
 from pixelmemory.projection.database import is_infrastructure_error
-from pixelmemory.projection.fold import Change, fold
+from pixelmemory.projection.fold import Change
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
 from pixelmemory.projection.poison import apply_what_can_be
+from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer
 
-__all__ = ["PROJECTOR_FAULT_POINTS", "EmbedTexts", "Projector", "ProjectorStats"]
+__all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
 
 _logger = logging.getLogger("pixelmemory.projector")
 T = TypeVar("T")
@@ -70,9 +69,6 @@ PROJECTOR_FAULT_POINTS = (
     "projector.retry.applied",
 )
 
-#: ``(n distinct texts) -> float32 (n, dimensions)``; raises UnembeddableTextError for one text without a vector
-EmbedTexts = Callable[[Sequence[str]], np.ndarray]
-
 
 class ProjectorStats(NamedTuple):
     """What the projector has done since it was opened, and how it is."""
@@ -94,14 +90,6 @@ class ProjectorStats(NamedTuple):
     dead_letters: int
     #: why nothing moves at the moment, or None
     blocked: str | None
-
-
-class _Batch(NamedTuple):
-    events: list[StoredEvent]
-    changes: dict[tuple[str, str], Change]
-    vectors: dict[tuple[str, str], np.ndarray | None]
-    #: changes whose text cannot be embedded, with the reason
-    failed: dict[tuple[str, str], str]
 
 
 class _Request(NamedTuple):
@@ -146,8 +134,6 @@ class Projector:
         self._tables = tables
         self._writer = writer
         self._graphs = graphs
-        self._embed = embed
-        self._dimensions = dimensions
         self._options = options
         self._on_watermark = on_watermark
         self._revive = revive
@@ -160,15 +146,18 @@ class Projector:
         self.blocked: str | None = None
         #: set when a thread ended that should not have; every waiter is told
         self.failure: BaseException | None = None
-        self._batches = self._events = self._texts = self._unembeddable = 0
-        self._embed_seconds = self._apply_seconds = 0.0
+        self._batches = self._events = 0
+        self._apply_seconds = 0.0
 
         self._stopping = threading.Event()
+        self._preparer = Preparer(
+            embed, dimensions, options, stopping=self._stopping, block=self._block, unblock=self._unblock
+        )
         self._wake = threading.Event()
         #: set while a reader waits: batches are not left to gather
         self._urgent = threading.Event()
         #: what the writer thread does next; None only wakes it
-        self._inbox: queue.SimpleQueue[_Batch | _Request | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Batch | _Request | None] = queue.SimpleQueue()
         #: batches that are read, embedded or applied: one of them ahead of the writer
         self._slots = threading.Semaphore(2)
         self._threads = [
@@ -224,9 +213,9 @@ class Projector:
             self.watermark,
             self._batches,
             self._events,
-            self._texts,
-            self._unembeddable,
-            self._embed_seconds,
+            self._preparer.texts_embedded,
+            self._preparer.texts_unembeddable,
+            self._preparer.embed_seconds,
             self._apply_seconds,
             len(self.dead_letters),
             self.blocked,
@@ -276,7 +265,7 @@ class Projector:
             self._slots.acquire()
             if self._stopping.is_set():
                 return
-            self._inbox.put(self._prepare(events))
+            self._inbox.put(self._preparer.prepare(events))
             next_lsn = events[-1].lsn + 1
 
     def _readable_lsn(self) -> int:
@@ -295,70 +284,6 @@ class Projector:
         if waiting < self._options.batch_events_max and self._options.linger_seconds > 0:
             self._urgent.wait(self._options.linger_seconds)
 
-    def _prepare(self, events: list[StoredEvent]) -> _Batch:
-        fault_point("projector.fold")
-        changes = fold(events)
-        vectors: dict[tuple[str, str], np.ndarray | None] = {}
-        failed: dict[tuple[str, str], str] = {}
-        wanted: dict[str, list[tuple[str, str]]] = {}
-        for key, change in changes.items():
-            if change.content is None or self._dimensions is None:
-                continue
-            own = None if change.embedding is None else np.frombuffer(change.embedding, dtype="<f4")
-            if own is not None and len(own) == self._dimensions:
-                vectors[key] = own
-            elif self._embed is not None:  # the caller's vector is of another length after a change of model
-                wanted.setdefault(change.content, []).append(key)
-            else:
-                given = "no vector" if own is None else f"a vector of {len(own)} dimensions"
-                failed[key] = f"it has {given}, and the store, which has no model, needs {self._dimensions} dimensions"
-        fault_point("projector.embed.before")
-        started = time.perf_counter()
-        for text, outcome in self._embed_each(list(wanted)).items():
-            for key in wanted[text]:
-                if isinstance(outcome, str):
-                    failed[key] = outcome
-                else:
-                    vectors[key] = outcome
-        self._embed_seconds += time.perf_counter() - started
-        fault_point("projector.embed.after")
-        return _Batch(events, changes, vectors, failed)
-
-    def _embed_each(self, texts: list[str]) -> dict[str, np.ndarray | str | None]:
-        """Each text's vector; None where the model has no direction for it; or why it could not be embedded.
-
-        A failure of the machine's is tried again, one of the model's is narrowed down to the text.
-        """
-        outcomes: dict[str, np.ndarray | str | None] = {}
-        pause = self._options.retry_seconds_min
-        while texts:
-            assert self._embed is not None
-            try:
-                vectors = self._embed(texts)
-            except UnembeddableTextError as error:
-                _logger.warning("a memory is found by metadata and time only: %s", error)
-                self._unembeddable += 1
-                outcomes[texts.pop(error.index)] = None
-                continue
-            except Exception as error:  # noqa: BLE001 - whatever a model raises is looked into below
-                failure = error
-            else:
-                self._texts += len(texts)
-                outcomes |= dict(zip(texts, vectors, strict=True))
-                self._unblock("embedding")
-                return outcomes
-            if len(texts) == 1 and not is_infrastructure_error(failure):
-                outcomes[texts[0]] = f"{type(failure).__name__}: {failure}"
-                return outcomes
-            if not is_infrastructure_error(failure):
-                half = len(texts) // 2
-                return outcomes | self._embed_each(texts[:half]) | self._embed_each(texts[half:])
-            self._block("embedding", failure)
-            if self._stopping.wait(pause):
-                return outcomes | dict.fromkeys(texts, "the store was closed")
-            pause = min(pause * 2, self._options.retry_seconds_max)
-        return outcomes
-
     # -- the writer thread
 
     def _write_loop(self) -> None:
@@ -373,7 +298,7 @@ class Projector:
                 self._apply_with_retries(item)
                 self._slots.release()
 
-    def _apply_with_retries(self, batch: _Batch) -> None:
+    def _apply_with_retries(self, batch: Batch) -> None:
         pause = self._options.retry_seconds_min
         tried = False
         while not self._stopping.is_set():
@@ -409,7 +334,7 @@ class Projector:
         except Exception as error:  # noqa: BLE001 - it is tried again with the batch, and reported meanwhile
             self._block("the database", error)
 
-    def _apply(self, batch: _Batch, *, replace: bool) -> None:
+    def _apply(self, batch: Batch, *, replace: bool) -> None:
         """Apply one batch and its checkpoint; events that cannot be applied become dead letters."""
         dead: list[DeadLetter] = []
         changes: list[Change] = []
@@ -450,7 +375,7 @@ class Projector:
         if self._graphs is not None:
             self._graphs.before_batch(self._names(changes), self._log.durable_lsn - last_lsn)
 
-    def _graphs_after(self, batch: _Batch) -> None:
+    def _graphs_after(self, batch: Batch) -> None:
         if self._graphs is None:
             return
         inserted: Counter[str] = Counter()
@@ -482,7 +407,7 @@ class Projector:
         if not lsns:
             return 0
         events = [self._log.read(lsn, events_max=1, bytes_max=1)[0] for lsn in lsns]
-        batch = self._prepare(events)
+        batch = self._preparer.prepare(events)
         dead: list[DeadLetter] = []
         for key, reason in batch.failed.items():
             dead += letters_of(batch.changes[key], reason)

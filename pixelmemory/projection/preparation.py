@@ -1,0 +1,133 @@
+"""Making a run of events ready to be applied: folded, and with the vectors that its texts need. Touches no table."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pixelmemory.errors import UnembeddableTextError
+from pixelmemory.log import StoredEvent
+from pixelmemory.log.files import fault_point
+from pixelmemory.options import Options
+from pixelmemory.projection.database import is_infrastructure_error
+from pixelmemory.projection.fold import Change, fold
+
+__all__ = ["Batch", "EmbedTexts", "Preparer"]
+
+_logger = logging.getLogger("pixelmemory.projector")
+
+#: ``(n distinct texts) -> float32 (n, dimensions)``; raises UnembeddableTextError for one text without a vector
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]
+
+
+class Batch(NamedTuple):
+    """Events that are applied together."""
+
+    events: list[StoredEvent]
+    changes: dict[tuple[str, str], Change]
+    #: for each change with content: float32, (dimensions,); None where the model has no vector for it
+    vectors: dict[tuple[str, str], np.ndarray | None]
+    #: changes whose text cannot be embedded, with the reason
+    failed: dict[tuple[str, str], str]
+
+
+class Preparer:
+    """Folds and embeds.
+
+    Args:
+        embed: the store's model, or None.
+        dimensions: of a vector, or None without semantic search.
+        options: the pauses between tries.
+        stopping: ends a wait for the next try.
+        block, unblock: told of what fails and is tried again, and of its end.
+    """
+
+    def __init__(
+        self,
+        embed: EmbedTexts | None,
+        dimensions: int | None,
+        options: Options,
+        *,
+        stopping: threading.Event,
+        block: Callable[[str, Exception], None],
+        unblock: Callable[[str], None],
+    ) -> None:
+        self._embed = embed
+        self._dimensions = dimensions
+        self._options = options
+        self._stopping = stopping
+        self._block = block
+        self._unblock = unblock
+        self.texts_embedded = 0
+        self.texts_unembeddable = 0
+        self.embed_seconds = 0.0
+
+    def prepare(self, events: list[StoredEvent]) -> Batch:
+        """Fold ``events``, and embed each distinct text once. Blocks for as long as the machine cannot embed."""
+        fault_point("projector.fold")
+        changes = fold(events)
+        vectors: dict[tuple[str, str], np.ndarray | None] = {}
+        failed: dict[tuple[str, str], str] = {}
+        wanted: dict[str, list[tuple[str, str]]] = {}
+        for key, change in changes.items():
+            if change.content is None or self._dimensions is None:
+                continue
+            own = None if change.embedding is None else np.frombuffer(change.embedding, dtype="<f4")
+            if own is not None and len(own) == self._dimensions:
+                vectors[key] = own
+            elif self._embed is not None:  # the caller's vector is of another length after a change of model
+                wanted.setdefault(change.content, []).append(key)
+            else:
+                given = "no vector" if own is None else f"a vector of {len(own)} dimensions"
+                failed[key] = f"it has {given}, and the store, which has no model, needs {self._dimensions} dimensions"
+        fault_point("projector.embed.before")
+        started = time.perf_counter()
+        for text, outcome in self._embed_each(list(wanted)).items():
+            for key in wanted[text]:
+                if isinstance(outcome, str):
+                    failed[key] = outcome
+                else:
+                    vectors[key] = outcome
+        self.embed_seconds += time.perf_counter() - started
+        fault_point("projector.embed.after")
+        return Batch(events, changes, vectors, failed)
+
+    def _embed_each(self, texts: list[str]) -> dict[str, np.ndarray | str | None]:
+        """Each text's vector; None where the model has no direction for it; or why it could not be embedded.
+
+        A failure of the machine's is tried again, one of the model's is narrowed down to the text.
+        """
+        outcomes: dict[str, np.ndarray | str | None] = {}
+        pause = self._options.retry_seconds_min
+        while texts:
+            assert self._embed is not None
+            try:
+                vectors = self._embed(texts)
+            except UnembeddableTextError as error:
+                _logger.warning("a memory is found by metadata and time only: %s", error)
+                self.texts_unembeddable += 1
+                outcomes[texts.pop(error.index)] = None
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever a model raises is looked into below
+                failure = error
+            else:
+                self.texts_embedded += len(texts)
+                outcomes |= dict(zip(texts, vectors, strict=True))
+                self._unblock("embedding")
+                return outcomes
+            if len(texts) == 1 and not is_infrastructure_error(failure):
+                outcomes[texts[0]] = f"{type(failure).__name__}: {failure}"
+                return outcomes
+            if not is_infrastructure_error(failure):
+                half = len(texts) // 2
+                return outcomes | self._embed_each(texts[:half]) | self._embed_each(texts[half:])
+            self._block("embedding", failure)
+            if self._stopping.wait(pause):
+                return outcomes | dict.fromkeys(texts, "the store was closed")
+            pause = min(pause * 2, self._options.retry_seconds_max)
+        return outcomes
