@@ -12,6 +12,7 @@ events become dead letters; later events of that memory wait behind it, so the o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
+from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreLockedError
 from pixelmemory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.log import Log
 from pixelmemory.log.files import fault_point
@@ -250,11 +251,7 @@ class Projector:
         next_lsn = self.watermark + 1
         while not self._stopping.is_set():
             if self._readable_lsn() < next_lsn:
-                self._urgent.clear()
-                # what is acknowledged before its flush becomes readable without a further word
-                unflushed = self._log.durable_lsn >= next_lsn
-                self._wake.wait(self._options.sync_interval_seconds if unflushed else None)
-                self._wake.clear()
+                self._wait_for_events(next_lsn)
                 continue
             self._linger(next_lsn)
             readable_lsn = self._readable_lsn()
@@ -267,6 +264,24 @@ class Projector:
                 return
             self._inbox.put(self._preparer.prepare(events))
             next_lsn = events[-1].lsn + 1
+
+    def _wait_for_events(self, next_lsn: int) -> None:
+        """Return when there may be something to read from ``next_lsn`` on."""
+        unflushed = self._log.durable_lsn >= next_lsn
+        if unflushed and self._urgent.is_set():
+            # a reader waits for what is acknowledged before its flush: the interval need not pass first
+            with contextlib.suppress(PixelmemoryError):  # the log reports its failures itself
+                self._log.flush()
+            if self._readable_lsn() >= next_lsn:
+                return
+        if not unflushed:
+            self._urgent.clear()
+            if self._log.durable_lsn >= next_lsn:  # its reader may have spoken up just before the clearing
+                self._urgent.set()
+                return
+        # what is acknowledged before its flush becomes readable without a further word
+        self._wake.wait(self._options.sync_interval_seconds if unflushed else None)
+        self._wake.clear()
 
     def _readable_lsn(self) -> int:
         """The last LSN that may be projected.
