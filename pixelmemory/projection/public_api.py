@@ -117,4 +117,6 @@ def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    cosine = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return min(max(cosine, -1.0), 1.0)  # rounding may lead beyond
