@@ -284,6 +284,45 @@ def test_vectors_that_are_always_given(open_memory: OpenMemory, direct_sql: bool
     assert len(mem.search(vector=[1, 1, 1], limit=10)) == 3
 
 
+@pytest.mark.parametrize("direct_sql", [True, False], ids=["sql", "public API"])
+@pytest.mark.parametrize("dimensions", [1, 2000, 2001, 4000])  # above 2000 they are indexed in half precision
+def test_vectors_of_any_length(open_memory: OpenMemory, dimensions: int, direct_sql: bool) -> None:
+    mem = open_memory(embedding_config={"dimensions": dimensions}, direct_sql=direct_sql)
+    vectors = np.random.default_rng(0).standard_normal((20, dimensions))
+    mem.add_entries([{"content": str(n), "embedding": vector} for n, vector in enumerate(vectors)])
+    for n in range(0, 20, 6):
+        found = mem.search(vector=vectors[n], limit=20)
+        scores = [m["similarity_score"] for m in found]
+        assert len(scores) == 20
+        assert scores[0] == pytest.approx(1, abs=1e-3)
+        assert all(-1 <= score <= 1 for score in scores)
+        assert scores == sorted(scores, reverse=True)
+        if dimensions > 1:
+            assert found[0]["content"] == str(n)
+
+
+def test_equal_texts_keep_their_vectors(open_memory: OpenMemory) -> None:
+    """The model's and those of the caller's own, at once and after rebuilds."""
+    axes = np.eye(DIMENSIONS)
+    mem = open_memory(embedding_config=WORDS)
+    own = [mem.add_entry("same", embedding=axis) for axis in axes[:2]]
+    models = [mem.add_entry("same") for _ in range(2)]
+    changed = mem.add_entry("other", embedding=axes[2])
+    mem.update_memory(changed, content="same")
+    given_later = mem.add_entry("other")
+    mem.update_memory(given_later, content="same", embedding=axes[3])
+    mem.close()
+    target = axes[0] + 2 * axes[1] + 3 * axes[3]
+    length = float(np.linalg.norm(target))
+    of_model = cosine(words_vector("same"), target)
+    expected = dict.fromkeys([*models, changed], of_model)
+    expected |= {own[0]: 1 / length, own[1]: 2 / length, given_later: 3 / length}
+    for options in (dict[str, Any](), dict[str, Any](rebuild=True), dict[str, Any](rebuild=True, direct_sql=False)):
+        with open_memory(embedding_config=WORDS, **options) as mem:
+            found = {m["memory_id"]: m["similarity_score"] for m in mem.search(vector=target, limit=10)}
+            assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_rows_without_a_vector_are_found_otherwise(open_memory: OpenMemory) -> None:
     """A user's own row in a store without a model."""
     mem = open_memory(embedding_config={"dimensions": 3})
