@@ -67,7 +67,6 @@ class LogInspection:
         self.segments: list[SegmentView] = []
         self.strays: list[tuple[Path, str]] = []
         self._verdict: Verdict = None
-        self._seen: set[str] = set()
         self._load()
 
     @property
@@ -94,9 +93,9 @@ class LogInspection:
         names = self._files.names(self.log_folder) if self._files.is_folder(self.log_folder) else []
         loaded: list[SegmentView] = []
         for name in names:
-            if not name.endswith(".log") or name in self._seen:
+            if not name.endswith(".log") or name in self._tidied.seen:
                 continue
-            self._seen.add(name)
+            self._tidied.seen.add(name)
             loaded.append(view_segment(self._files, self.log_folder / name))
         self._identify([view.header.store_id for view in loaded if view.header is not None])
         found = len(self.segments)
@@ -155,7 +154,6 @@ class LogInspection:
                     return error
                 last = (error.path, error.byte_offset)
             time.sleep(LOOK_PAUSE_SECONDS)
-            self._load()
 
     # -- what there is
 
@@ -257,9 +255,12 @@ class _TidiedFiles(_CountingFiles):
         super().__init__(on_read)
         #: right name -> where it is
         self.segments: dict[str, Path] = {}
+        #: names of all files that were looked at
+        self.seen: set[str] = set()
 
     def names(self, path: Path) -> list[str]:
-        others = [name for name in super().names(path) if not name.endswith(".log")]
+        # files that came since are the owner's new segments
+        others = [name for name in super().names(path) if name not in self.seen]
         return sorted([*others, *self.segments])
 
     def open_read(self, path: Path) -> int:

@@ -219,6 +219,7 @@ class _Walk:
 
     def _frames(self, segment: Segment, place: Place | None) -> Iterator[Batch | Damage]:
         last = self.following is None
+        end = place  # of the frames, a seal left out
         while place is not None:
             try:
                 for frame in walk_frames(Window(self.files, self.fd), segment, place):
@@ -226,12 +227,13 @@ class _Walk:
                         break
                     place = Place(frame.last_lsn + 1, frame.byte_offset + frame.total_bytes, frame.header.checksum)
                     self.view.sealed = frame.header.kind == FrameKind.SEAL
+                    end = end if self.view.sealed else place
                     yield self._decoded(frame)
-                self.view.end = place
+                self.view.end = end
                 return
             except BadFrameError as bad:
                 if last and only_zeros(self.files, self.fd, bad.byte_offset, self.files.size(self.fd)):
-                    self.view.end = place  # they were written ahead, and not used
+                    self.view.end = end  # they were written ahead, and not used
                     return
                 if last and self.view.looks_left:
                     self.view.looks_left -= 1
@@ -242,8 +244,8 @@ class _Walk:
                 then = self._resume(segment, start, bad.lsn)
                 yield self._bad_bytes(segment, bad, then)
                 if then is None and last:
-                    self.view.end = place
-                place = then
+                    self.view.end = end
+                place = end = then
 
     def _decoded(self, frame: Frame) -> Batch | Damage:
         view = self.view
@@ -255,6 +257,8 @@ class _Walk:
             kind, reason = DamageKind.LATER_VERSION, str(error)
         except LogCorruptError as error:
             kind, reason = DamageKind.EVENTS, error.reason
+        except RecursionError:
+            kind, reason = DamageKind.EVENTS, "the payload is nested too deeply"
         first_lsn = frame.header.first_lsn
         return Damage(kind, view.path, frame.byte_offset, frame.total_bytes, first_lsn, frame.last_lsn, reason)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,32 @@ def test_a_store_that_is_open(program: Program, store: Path, events: list[Event]
     assert (log_report["last_lsn"], log_report["closed"]) == (len(events) + 40, False)
 
 
+def test_a_store_that_is_being_written_to(program: Program, tmp_path: Path) -> None:
+    """Batches that are half written, and segments that begin, are no findings."""
+    store = tmp_path / "notes"
+    stop = threading.Event()
+    with open_log(store) as log:
+
+        def write() -> None:
+            while not stop.is_set():
+                log.submit([MemoryAdded("work", "id", "x" * 3000, 0)] * 20)
+                log.flush()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            last_lsns = []
+            for _ in range(12):
+                report = json.loads(program("verify", store, "--log-only", "--json").out)
+                assert (report["status"], report["log"]["damage"]) == (0, [])
+                last_lsns.append(report["log"]["last_lsn"] or 0)
+        finally:
+            stop.set()
+            writer.join()
+    assert last_lsns == sorted(last_lsns)
+    assert last_lsns[-1] > last_lsns[0]
+
+
 def test_an_empty_store(program: Program, tmp_path: Path) -> None:
     status, report = verify(program, make_log(tmp_path / "notes", []))
     assert (status, damage(report)) == (0, [])
@@ -153,6 +180,7 @@ def test_a_store_of_alater_version_is_not_damaged(
     [
         (1, b"\xc1", 1, "the payload does not decode"),
         (2, msgspec.msgpack.encode(MemoryAdded("n", "i", "c", 0)), 1, "type 2 holds a MemoryAdded"),
+        (1, b"\x81\xa1x" + b"\x91" * 100_000, 1, "the payload is nested too deeply"),
         (77, b"\x80", 2, "unknown event type 77"),
     ],
 )
