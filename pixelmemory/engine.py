@@ -377,7 +377,8 @@ class Engine:
         store = self.store()
         await self._wait_for_room(store, len(events))
         pending = _Pending(effects)
-        append = self.store().log.submit(events, pending)
+        # the next open learns from the log which times were given: after a step back of the clock they are ahead of it
+        append = self.store().log.submit(events, pending, not_before_ns=self._last_created_us * 1000)
         self._in_flight += len(events)
         try:
             await pending.done.wait()

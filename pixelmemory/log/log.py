@@ -157,8 +157,12 @@ class Log:
         """Time of the last event that was submitted, nanoseconds since the epoch; 0 if there is none."""
         return self._writer.last_logged_at_ns
 
-    def submit(self, events: Sequence[Event], context: Any = None) -> Append:
+    def submit(self, events: Sequence[Event], context: Any = None, *, not_before_ns: int = 0) -> Append:
         """Encode ``events`` and put them into the buffer, as one atomic append. Does not wait.
+
+        Args:
+            context: the caller's own.
+            not_before_ns: their time is at least this, whatever the clock says.
 
         Raises:
             LimitExceededError: they take more than ``append_bytes_max`` bytes.
@@ -166,7 +170,7 @@ class Log:
             StoreClosedError, StoreForkedError: the log cannot be used.
         """
         append = Append(events, context, self._append_bytes_max)
-        self._writer.submit(append)
+        self._writer.submit(append, not_before_ns)
         return append
 
     def withdraw(self, append: Append) -> bool:

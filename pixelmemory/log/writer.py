@@ -76,10 +76,10 @@ class GroupCommit:
 
     # -- callers' threads
 
-    def submit(self, append: Append) -> None:
+    def submit(self, append: Append, not_before_ns: int = 0) -> None:
         """Put ``append`` into the buffer and give it its time. Never blocks for long."""
         self.check_usable()
-        logged_at_ns = max(time.time_ns(), self.last_logged_at_ns)
+        logged_at_ns = max(time.time_ns(), self.last_logged_at_ns, not_before_ns)
         append.encode(logged_at_ns)
         with self._lock:
             if self._closing:
