@@ -6,6 +6,7 @@ with one call each a commit or a batch; everything below that is marked "loop" i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import heapq
 import itertools
@@ -28,6 +29,7 @@ from pixelmemory.errors import (
     ProjectionUnavailableError,
     StoreClosedError,
     StoreForkedError,
+    UnknownOutcomeError,
     WaitTimeoutError,
     WrongThreadError,
 )
@@ -97,8 +99,10 @@ class Engine:
         self.options = options
         self.last_lsn = 0
         self._pid = os.getpid()
-        self._post = _poster()
-        self._loop_token = anyio.lowlevel.current_token()
+        #: asyncio's loop, or trio's token
+        self._loop: Any = anyio.lowlevel.current_token().native_token
+        self._running_loop = _running_loop_of(self._loop)
+        self._post = _poster(self._loop)
         self._readers = anyio.CapacityLimiter(options.reader_threads_max)
         self._store: OpenStore | None = None
         self._closing = False
@@ -188,7 +192,7 @@ class Engine:
         """
         if os.getpid() != self._pid:
             return
-        if anyio.lowlevel.current_token() != self._loop_token:
+        if self._running_loop() is not self._loop:
             raise WrongThreadError("the store was opened in another event loop; close it there")
         store = self._store
         if self._closing or store is None:
@@ -229,7 +233,7 @@ class Engine:
             )
         if self._closing or self._store is None:
             raise StoreClosedError("the store is closed")
-        if anyio.lowlevel.current_token() != self._loop_token:
+        if self._running_loop() is not self._loop:
             raise WrongThreadError("the store was opened in another event loop; open one store in one loop")
         return self._store
 
@@ -274,6 +278,14 @@ class Engine:
                 del self._unseen[key]
         while self._waiting and (self._waiting[0][0] <= watermark or projector.failure is not None):
             heapq.heappop(self._waiting)[2].set()
+        if self._store.log.failure is not None:
+            for lsn, _, event in self._waiting:
+                if self._out_of_reach(self._store, lsn):
+                    event.set()
+
+    def _out_of_reach(self, store: OpenStore, lsn: int) -> bool:
+        """Whether the projection waits for a flush of ``lsn`` that does not come any more."""
+        return store.log.failure is not None and lsn > store.projection.projector.readable_lsn
 
     def _room_was_made(self) -> None:
         self._committed_once.set()
@@ -292,6 +304,7 @@ class Engine:
             WaitTimeoutError: it did not within ``timeout_seconds``.
             ProjectionUnavailableError: the projector has stopped.
             StoreClosedError: the store was closed meanwhile.
+            UnknownOutcomeError: it was acknowledged before its flush, as ``SyncMode.INTERVAL`` does, and that failed.
         """
         projector = store.projection.projector
         if projector.watermark >= lsn:
@@ -301,7 +314,7 @@ class Engine:
         projector.notify(urgent=True)
         try:
             with anyio.move_on_after(timeout_seconds):
-                if projector.failure is None:
+                if projector.failure is None and not self._out_of_reach(store, lsn):
                     await entry[2].wait()
         finally:
             if entry in self._waiting:
@@ -311,6 +324,11 @@ class Engine:
             return
         if self._closed.is_set():
             raise StoreClosedError(f"the store was closed; LSN {lsn} is durable and not visible yet")
+        if self._out_of_reach(store, lsn):
+            raise UnknownOutcomeError(
+                f"LSN {lsn} was acknowledged before its flush, and that failed ({store.log.failure}). Reopen the store to "
+                "see whether it was recorded, or read with consistency='eventual'"
+            )
         if projector.failure is not None:
             raise ProjectionUnavailableError(f"{projector.blocked}; LSN {lsn} is durable and not visible")
         raise WaitTimeoutError(lsn, projector.watermark, timeout_seconds, projector.blocked)
@@ -509,10 +527,26 @@ def _existing(store: OpenStore, namespace: str, memory_ids: Sequence[str]) -> se
     return found | {memory_id for memory_id, exists in dead.items() if exists}
 
 
-def _poster() -> Callable[..., None]:
-    """A function that runs a callback in the current event loop, from any thread; nothing happens after its end."""
-    token: Any = anyio.lowlevel.current_token().native_token
-    call = token.call_soon_threadsafe if hasattr(token, "call_soon_threadsafe") else token.run_sync_soon
+def _running_loop_of(loop: Any) -> Callable[[], object]:
+    """A cheap way to tell the loop that runs here, of the kind of ``loop``; None where there is none."""
+    running: Callable[[], object] = asyncio.get_running_loop
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        import trio
+
+        running = trio.lowlevel.current_trio_token
+
+    def current() -> object:
+        try:
+            return running()
+        except RuntimeError:
+            return None
+
+    return current
+
+
+def _poster(loop: Any) -> Callable[..., None]:
+    """A function that runs a callback in ``loop``, from any thread; nothing happens after the loop's end."""
+    call = loop.call_soon_threadsafe if isinstance(loop, asyncio.AbstractEventLoop) else loop.run_sync_soon
 
     def post(callback: Callable[..., None], *args: object) -> None:
         try:

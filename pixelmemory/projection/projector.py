@@ -250,11 +250,11 @@ class Projector:
     def _read_loop(self) -> None:
         next_lsn = self.watermark + 1
         while not self._stopping.is_set():
-            if self._readable_lsn() < next_lsn:
+            if self.readable_lsn < next_lsn:
                 self._wait_for_events(next_lsn)
                 continue
             self._linger(next_lsn)
-            readable_lsn = self._readable_lsn()
+            readable_lsn = self.readable_lsn
             events = self._log.read(
                 next_lsn, events_max=self._options.batch_events_max, bytes_max=self._options.batch_bytes_max
             )
@@ -272,18 +272,21 @@ class Projector:
             # a reader waits for what is acknowledged before its flush: the interval need not pass first
             with contextlib.suppress(PixelmemoryError):  # the log reports its failures itself
                 self._log.flush()
-            if self._readable_lsn() >= next_lsn:
+            if self.readable_lsn >= next_lsn:
                 return
         if not unflushed:
             self._urgent.clear()
             if self._log.durable_lsn >= next_lsn:  # its reader may have spoken up just before the clearing
                 self._urgent.set()
                 return
+        if unflushed and self._log.failure is not None:
+            self._on_watermark(self.watermark)  # those who wait for it learn that it will not come
         # what is acknowledged before its flush becomes readable without a further word
         self._wake.wait(self._options.sync_interval_seconds if unflushed else None)
         self._wake.clear()
 
-    def _readable_lsn(self) -> int:
+    @property
+    def readable_lsn(self) -> int:
         """The last LSN that may be projected.
 
         The database flushes its commits: in ``SyncMode.INTERVAL`` it would otherwise get ahead of a log that loses its
