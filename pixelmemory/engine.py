@@ -326,8 +326,8 @@ class Engine:
             raise StoreClosedError(f"the store was closed; LSN {lsn} is durable and not visible yet")
         if self._out_of_reach(store, lsn):
             raise UnknownOutcomeError(
-                f"LSN {lsn} was acknowledged before its flush, and that failed ({store.log.failure}). Reopen the store to "
-                "see whether it was recorded, or read with consistency='eventual'"
+                f"LSN {lsn} was acknowledged before its flush, and that failed ({store.log.failure}). Reopen the store "
+                "to see whether it was recorded, or read with consistency='eventual'"
             )
         if projector.failure is not None:
             raise ProjectionUnavailableError(f"{projector.blocked}; LSN {lsn} is durable and not visible")
