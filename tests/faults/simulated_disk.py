@@ -151,9 +151,12 @@ class SimulatedDisk:
                 return {}
             return {name: bytes(node.cache) for name, node in entries.items() if isinstance(node, _File)}
 
-    def after_power_loss(self, rng: random.Random) -> SimulatedDisk:
-        """Another disk, which holds what the device kept: what was synced, and any part of what was not."""
-        keep = rng.choice((0.0, 0.3, 0.7, 0.95, 1.0))
+    def after_power_loss(self, rng: random.Random, keep: float | None = None) -> SimulatedDisk:
+        """Another disk, which holds what the device kept: what was synced, and any part of what was not.
+
+        ``keep`` is about how much of that: 0 is nothing, 1 everything, None any.
+        """
+        keep = rng.choice((0.0, 0.1, 0.3, 0.7, 0.95, 1.0)) if keep is None else keep
         ordered = rng.random() < 0.5
         with self.lock:
             return SimulatedDisk(_surviving(self.root, rng, keep, ordered=ordered))
@@ -185,13 +188,15 @@ def _surviving(folder: _Folder, rng: random.Random, keep: float, *, ordered: boo
     entries = dict(folder.durable)
     steps = folder.pending
     if ordered:
-        steps = steps[: len(steps) if rng.random() < keep else rng.randint(0, len(steps))]
+        steps = steps[: len(steps) if rng.random() < keep else rng.randint(0, len(steps) if keep else 0)]
     else:
         steps = [step for step in steps if rng.random() < keep]
     for step in steps:
         _apply(entries, step)
 
     def choose(on_device: bytes, versions: list[bytes]) -> bytes:
+        if keep == 0.0:
+            return on_device
         return versions[-1] if rng.random() < keep else rng.choice([on_device, *versions])
 
     survivors: dict[str, _File | _Folder] = {}
@@ -200,6 +205,8 @@ def _surviving(folder: _Folder, rng: random.Random, keep: float, *, ordered: boo
             survivors[name] = _surviving(node, rng, keep, ordered=ordered)
         else:
             length = node.lengths[-1] if rng.random() < keep else rng.choice(node.lengths)
+            if keep == 0.0:
+                length = node.lengths[0]
             survivors[name] = node.after_power_loss(choose, length)
     return _Folder(survivors)
 

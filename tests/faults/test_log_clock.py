@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import sys
+import threading
 import time
-from itertools import pairwise
 
 import pytest
 from fault_report import FaultReport, rounds
-from log_harness import STORE, Book, Store, disk_log, judge, read_all, recovered
+from log_harness import STORE, Book, Store, disk_log, judge, make_events, read_all, recovered
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.options import Options
 
 DAY_NS = 86_400 * 10**9
+THREADS, APPENDS_PER_THREAD, EVENTS_PER_APPEND = 4, 100, 30
 STEPS_NS = (-DAY_NS, 365 * DAY_NS, -365 * DAY_NS, DAY_NS, -10_000 * DAY_NS, 0, 1, -1)
 
 
@@ -49,7 +52,7 @@ def test_clock_steps(seed: int, fault_report: FaultReport, monkeypatch: pytest.M
         store.end_dead()
         found = recovered(disk_log(disk).events)
         times = [event.logged_at_ns for event in found]
-        assert all(a <= b for a, b in pairwise(times))
+        assert all(a <= b for a, b in itertools.pairwise(times))
         assert times[-1] == latest_ns
         verdict = judge(book, found, book.acked)
         fault_report.judge(verdict)
@@ -57,3 +60,37 @@ def test_clock_steps(seed: int, fault_report: FaultReport, monkeypatch: pytest.M
     store = Store(book, STORE, Options(), DiskFiles(disk))
     assert read_all(store.log) == recovered(disk_log(disk).events)
     store.log.close()
+
+
+def test_clock_steps_between_threads(fault_report: FaultReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock shows another time, and the threads overtake each other between look and append."""
+    rng = random.Random(0)
+    looks = itertools.count(1000)
+    monkeypatch.setattr(time, "time_ns", lambda: next(looks) * DAY_NS + rng.randrange(-2 * DAY_NS, 2 * DAY_NS))
+    disk, book = SimulatedDisk.holding({STORE / "other": b""}), Book()
+    store = Store(book, STORE, Options(), DiskFiles(disk))
+    numbers = [[book.new(EVENTS_PER_APPEND) for _ in range(APPENDS_PER_THREAD)] for _ in range(THREADS)]
+
+    def submit(own: list[int]) -> None:
+        for number in own:
+            store.log.submit(make_events(number, EVENTS_PER_APPEND), number)
+
+    threads = [threading.Thread(target=submit, args=(own,)) for own in numbers]
+    switch_interval_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch_interval_seconds)
+    store.log.close()
+    fault_report.add("clock_steps: step", THREADS * APPENDS_PER_THREAD)
+    found = recovered(disk_log(disk).events)
+    assert [event.lsn for event in found] == list(range(1, THREADS * APPENDS_PER_THREAD * EVENTS_PER_APPEND + 1))
+    assert all(a.logged_at_ns <= b.logged_at_ns for a, b in itertools.pairwise(found))
+    order = [event.number for event in found[::EVENTS_PER_APPEND]]
+    for own in numbers:  # each thread's appends are in its order
+        mine = set(own)
+        assert [number for number in order if number in mine] == own

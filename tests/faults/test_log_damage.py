@@ -294,11 +294,11 @@ def test_segment_mixups_foreign(seed: int, fault_report: FaultReport) -> None:
     options = Options(segment_bytes_max=4096)
     store_id = uuid.UUID(int=8) if seed == 0 else STORE_ID
     foreign = _write_log(options, 15000, close=True, seed=seed, store_id=store_id)
+    if seed == 0:  # the whole log of another store
+        assert _outcome(foreign).refused is not None
     for name, data in foreign.items():
         for target in {name, *subject.segments}:
             segments = {**subject.segments, target: data}
-            if segments == foreign:
-                continue
             outcome = _outcome(segments)
             fault_report.add("segment_mixups: foreign segment")
             if target == max(segments) and seed == 1 and outcome.refused is None:
@@ -333,6 +333,26 @@ def test_segment_mixups_sector(kind: str, fill: bytes | None, fault_report: Faul
                 assert kind != "reopened" or not allowed
                 assert not any(sector) or start >= final.end or not allowed
                 _judge(fault_report, subject.events, outcome.events, len(subject.events) - kept)
+
+
+@pytest.mark.parametrize("kind", SUBJECTS)
+def test_segment_mixups_frames(kind: str, fault_report: FaultReport) -> None:
+    """Whole frames at the wrong place: swapped, left out, there twice. Each of them is intact."""
+    subject = _subject(kind)
+    for name, data in subject.segments.items():
+        frames = [frame for frame in subject.disk.frames if frame.segment == name]
+        for first, second in itertools.pairwise(frames):
+            one, other = data[first.start : first.end], data[second.start : second.end]
+            before, after = data[: first.start], data[second.end :]
+            for what, middle in {
+                "swapped": other + one,
+                "left out": other,
+                "doubled": one + one + other,
+                "over the next": one + one,
+            }.items():
+                outcome = _outcome({**subject.segments, name: before + middle + after})
+                fault_report.add(f"segment_mixups: frame {what}")
+                assert outcome.refused is not None, what
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 64, b"x" * 7, b"x" * 64, b"x" * 700], ids=["zeros", "7", "64", "700"])

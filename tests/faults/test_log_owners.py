@@ -53,6 +53,7 @@ from pixelmemory.errors import StoreForkedError, StoreLockedError
 from pixelmemory.log import Files, StoreLock
 from pixelmemory.options import Options
 
+signal.alarm(30)  # nothing here may wait for ever
 folder = Path(sys.argv[1])
 lock = StoreLock.acquire(folder / "LOCK")
 store = Store(Book(), folder, Options(segment_bytes_max=4096), Files())
@@ -60,6 +61,7 @@ for count in (1, 2, 3):
     assert store.append(count)
 done_read, done_write = os.pipe()
 if os.fork() == 0:
+    signal.alarm(30)
     for call in (lambda: store.log.submit(make_events(9, 1)), lambda: store.log.read(1, events_max=1, bytes_max=1),
                  store.log.flush):
         try:

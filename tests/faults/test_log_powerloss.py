@@ -6,7 +6,7 @@ import errno
 import random
 
 import pytest
-from fault_report import FaultReport, rounds
+from fault_report import LONG_FORM, FaultReport, rounds
 from faulty_files import Fault, FaultyFiles
 from log_harness import STORE, Book, Store, disk_log, judge, read_all, recovered
 from simulated_disk import DiskFiles, SimulatedDisk
@@ -156,3 +156,56 @@ def test_powerloss_sim(start: int, fault_report: FaultReport, monkeypatch: pytes
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+def _kill_then_cut(kill_at: int, cut_at: int, seed: int, report: FaultReport) -> tuple[bool, bool]:
+    """One process is killed at one operation, the next loses its power at another. Returns whether each was reached."""
+    rng = random.Random(seed)
+    options = Options(segment_bytes_max=4096)
+    disk, book = SimulatedDisk.holding({STORE.parent / "other": b""}), Book()
+    reached = []
+    for operation, appends in ((kill_at, (1, 4, 9, 2, 12, 1, 9)), (cut_at, (2, 8))):
+        life = _Life(disk, book, options, rng)
+        life.cut_at(operation)
+        store = life.open()
+        if store is not None:
+            for count in appends:
+                if not life.device.stopped:
+                    store.append(count)
+        reached.append(life.device.stopped)
+        if operation == kill_at:
+            life.end(store, "kill")
+        else:
+            life.device.stop()
+            if store is not None:
+                store.end_dead()
+    book.promised |= book.acked
+    for keep in (0.0, None):
+        after = disk.after_power_loss(rng, keep)
+        found = recovered(disk_log(after).events)
+        verdict = judge(book, found)
+        report.judge(verdict)
+        assert verdict.good, verdict
+        store = Store(Book(), STORE, options, DiskFiles(after))
+        assert read_all(store.log) == found
+        store.log.close()
+    return reached[0], reached[1]
+
+
+@pytest.mark.parametrize("offset", range(4))
+def test_powerloss_sim_a_kill_and_then_a_power_cut_at_every_pair_of_operations(
+    offset: int, fault_report: FaultReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "REWRITE_BYTES_MAX", 1 << 20 if offset % 2 else 1024)
+    kill_at, killed = 1 + (offset // 2 if LONG_FORM else offset), True
+    while killed:
+        cut_at, cut = 1 if LONG_FORM else 1 + kill_at // 2 % 5, True
+        while cut:
+            try:
+                killed, cut = _kill_then_cut(kill_at, cut_at, kill_at * 1000 + cut_at, fault_report)
+            except BaseException as error:
+                error.add_note(f"killed at operation {kill_at}, cut at {cut_at}")
+                raise
+            fault_report.add("powerloss_sim: kill, then power cut")
+            cut_at += 1 if LONG_FORM else 5
+        kill_at += 2 if LONG_FORM else 4
