@@ -8,12 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # more arguments for pytest, such as: make test PYTEST_ARGS="-k filters -x"
 PYTEST_ARGS ?=
+# and for the benchmark, such as: make bench BENCH_ARGS=--json
+BENCH_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs check
+.PHONY: help demo test lint format docs check bench
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -37,6 +39,9 @@ format: $(VENV)/.stamp-dev ## let ruff format the code and fix what it can
 
 docs: $(VENV)/.stamp-dev ## build the documentation into docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.stamp-dev ## measure acknowledgements beside SQLite and a bare loop (docs/performance.md)
+	$(BIN)/python -m benchmarks.acknowledge $(BENCH_ARGS)
 
 check: lint docs test ## lint, docs and test: what a change has to pass
 

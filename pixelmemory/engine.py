@@ -529,15 +529,12 @@ def _existing(store: OpenStore, namespace: str, memory_ids: Sequence[str]) -> se
 
 def _running_loop_of(loop: Any) -> Callable[[], object]:
     """A cheap way to tell the loop that runs here, of the kind of ``loop``; None where there is none."""
-    running: Callable[[], object] = asyncio.get_running_loop
     if not isinstance(loop, asyncio.AbstractEventLoop):
-        import trio
-
-        running = trio.lowlevel.current_trio_token
+        return lambda: anyio.lowlevel.current_token().native_token
 
     def current() -> object:
         try:
-            return running()
+            return asyncio.get_running_loop()
         except RuntimeError:
             return None
 

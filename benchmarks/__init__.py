@@ -1,0 +1,1 @@
+"""Measurements of Pixelmemory beside a baseline in the same run; see docs/performance.md."""
