@@ -27,6 +27,7 @@ from pixelmemory.log.salvage import (
     view_segment,
     walk_segment,
 )
+from pixelmemory.log.segment import segment_name
 
 __all__ = ["Batch", "Damage", "DamageKind", "LogInspection", "SegmentView", "owner_pid"]
 
@@ -179,6 +180,9 @@ class LogInspection:
 
     def _items(self, from_lsn: int) -> Iterator[Batch | Damage]:
         yield from self._check_manifest()
+        if self.manifest is not None and self.manifest.has_log and not self.segments:
+            first = self.log_folder / segment_name(1)
+            yield Damage(DamageKind.EVENTS, first, 0, 0, 1, None, "the log is missing")
         for path, reason in self.strays:
             yield Damage(DamageKind.STRAY, path, 0, path.stat().st_size, None, None, reason)
         next_lsn = 1

@@ -89,6 +89,7 @@ class _Repair:
 
     def run(self, rows: Iterable[dict[str, Any]]) -> Repaired:
         plan, files = self._plan, self._files
+        ensure_folder(files, self._log_folder)
         event_count, row_count = self._save(rows)
         manifest = self._save_manifest()
         for path, _ in plan.strays:
@@ -217,11 +218,12 @@ class _Repair:
     # -- what is changed
 
     def _save_manifest(self) -> Manifest:
-        plan = self._plan
+        plan, cut = self._plan, self._plan.cut
         old = plan.inspection.manifest
         manifest = old if old is not None else Manifest(store_id=plan.store_id)
-        manifest = msgspec.structs.replace(manifest, epoch=plan.inspection.epoch)
-        if plan.cut is not None and plan.cut.last_lsn >= plan.cut.first_lsn:
+        has_log = bool(plan.inspection.segments) if cut is None else bool(cut.kept or cut.last_lsn)
+        manifest = msgspec.structs.replace(manifest, epoch=plan.inspection.epoch, has_log=has_log)
+        if cut is not None and (cut.last_lsn >= cut.first_lsn or not has_log):
             manifest = msgspec.structs.replace(manifest, history_id=uuid.uuid4())
         if manifest != old:
             manifest.save(self._folder, self._files)

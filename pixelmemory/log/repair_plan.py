@@ -146,8 +146,8 @@ class _Evidence:
                 before = self.next_lsn - 1 if item.first_lsn is None else item.first_lsn - 1
                 used_bytes = _used_bytes(item) - (0 if item.byte_offset else SEGMENT_HEADER_BYTES)
                 self.possible = max(self.possible, before + max(0, used_bytes) // RECORD_BYTES_MIN)
-            else:
-                self.exact = self.exact and item.reason != "the segment after this one is missing"
+            elif item.first_lsn is not None:  # files are missing, and nothing says what they held
+                self.exact = False
 
     def last_lsn(self) -> tuple[int, bool]:
         """The LSN, and whether it is known exactly."""
@@ -178,7 +178,7 @@ def _plan_cut(inspection: LogInspection, damage: Damage | None, evidence: _Evide
         index -= 1  # its creation was torn
     if damage is not None:
         names = [view.path.name for view in segments], [view.right_path.name for view in segments]
-        index = next(places.index(damage.path.name) for places in names if damage.path.name in places)
+        index = next((places.index(damage.path.name) for places in names if damage.path.name in places), 0)
         byte_offset = damage.byte_offset
     if byte_offset and segments[index].header is not None:
         kept: SegmentView | None = segments[index]

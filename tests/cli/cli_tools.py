@@ -68,7 +68,7 @@ def make_log(folder: Path, events: Iterable[Event], *, store_id: uuid.UUID = STO
 def open_log(folder: Path, *, store_id: uuid.UUID = STORE_ID, epoch: int = 1) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     old = Manifest.load(folder)
-    manifest = old if old is not None else Manifest(store_id=store_id, epoch=epoch, embedding="none")
+    manifest = old if old is not None else Manifest(store_id=store_id, epoch=epoch, embedding="none", has_log=True)
     manifest.save(folder)
     with ExitStack() as stack:
         log = Log.open(
@@ -77,6 +77,7 @@ def open_log(folder: Path, *, store_id: uuid.UUID = STORE_ID, epoch: int = 1) ->
             epoch=manifest.epoch,
             options=Options(segment_bytes_max=SEGMENT_BYTES),
             on_commit=lambda _: None,
+            has_log=old is not None and old.has_log,
         )
         stack.callback(log.close)
         yield log

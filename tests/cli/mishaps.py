@@ -18,6 +18,10 @@ def delete(number: int) -> Callable[[Path], None]:
     return lambda store: segments(store)[number].unlink()
 
 
+def _delete_all(store: Path) -> None:
+    shutil.rmtree(store / "log")
+
+
 def _foreign(store: Path) -> None:
     other = make_log(store.parent / "other", sample(5), store_id=uuid.uuid4())
     shutil.copy(segments(other)[0], store / "log" / f"{10**6:020d}.log")
@@ -79,6 +83,7 @@ MISHAPS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "first segment missing": (delete(0), ["events"]),
     "a segment missing": (delete(1), ["events"]),
     "last segment missing": (delete(-1), ["events"]),
+    "the log missing": (_delete_all, ["events"]),
     "foreign segment": (_foreign, ["stray"]),
     "copied segment": (_copied, ["stray"]),
     "renamed segment": (_renamed, ["name"]),

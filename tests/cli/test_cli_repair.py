@@ -193,6 +193,13 @@ def test_a_missing_last_segment(program: Program, store: Path, events: list[Even
     assert logged(store) == events[: first_lost - 1]
 
 
+def test_a_missing_log(program: Program, store: Path) -> None:
+    MISHAPS["the log missing"][0](store)
+    assert "lost         no event that is known" in program("repair", store, "--log-only").out
+    repair(program, store)
+    assert logged(store) == []
+
+
 def test_unreadable_bytes_count_as_the_most_events_they_can_have_held(
     program: Program, store: Path, events: list[Event]
 ) -> None:

@@ -29,7 +29,6 @@ from mishaps import MISHAPS, later_manifest, later_version
 from pixelmemory import LogCorruptError, Options
 from pixelmemory.events import Event, MemoryAdded
 from pixelmemory.log import Log, Manifest
-from pixelmemory.log.files import Files
 from pixelmemory.log.record import FrameKind, build_frame, encode_records
 
 
@@ -221,7 +220,7 @@ def _refused(store: Path) -> bool:
             epoch=manifest.epoch,
             options=Options(segment_bytes_max=SEGMENT_BYTES),
             on_commit=lambda _: None,
-            files=Files(),
+            has_log=True,
         ).close()
     except LogCorruptError:
         return True
