@@ -284,8 +284,10 @@ def test_vectors_that_are_always_given(open_memory: OpenMemory, direct_sql: bool
     assert len(mem.search(vector=[1, 1, 1], limit=10)) == 3
 
 
-@pytest.mark.parametrize("direct_sql", [True, False], ids=["sql", "public API"])
-@pytest.mark.parametrize("dimensions", [1, 2000, 2001, 4000])  # above 2000 they are indexed in half precision
+# above 2000 they are indexed in half precision
+@pytest.mark.parametrize(
+    ("dimensions", "direct_sql"), [(1, True), (2000, True), (2001, True), (4000, True), (2001, False)]
+)
 def test_vectors_of_any_length(open_memory: OpenMemory, dimensions: int, direct_sql: bool) -> None:
     mem = open_memory(embedding_config={"dimensions": dimensions}, direct_sql=direct_sql)
     vectors = np.random.default_rng(0).standard_normal((20, dimensions))
