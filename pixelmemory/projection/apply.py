@@ -2,8 +2,8 @@
 
 With Pixeltable's internals at hand the rows of a batch, on any number of tables, and its checkpoint commit together.
 Through the public API alone each call commits by itself; the batch is then applied so that doing it again leaves the
-same rows (every inserted memory is deleted first), and the checkpoint comes last. Either way each event takes effect
-exactly once.
+same rows (every memory that it adds is deleted first), and the checkpoint comes last. Either way each event takes
+effect exactly once.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class TableWriter:
             changes: at most one a memory, of tables that :meth:`prepare` has made.
             vectors: float32, ``(dimensions,)`` each, for every change with content.
             checkpoint_lsn: the new checkpoint, or None to leave it.
-            replace: delete each memory before it is inserted: for changes that may have been applied before.
+            replace: delete each memory before it is inserted, and those that are added and deleted again: for events
+                that may have been applied before, in batches that were cut elsewhere too.
             dead_letters: to record.
             revived_lsns: dead letters to remove.
 
@@ -137,7 +138,8 @@ class TableWriter:
         self, connection: sql.Connection | None, name: str, changes: Sequence[Change], vectors: Vectors, replace: bool
     ) -> list[Change]:
         table = self._tables.table(name)
-        self._delete(table, [c for c in changes if c.delete or (replace and c.insert)])
+        # a memory that is added and deleted within the batch leaves no change, and may have been inserted before
+        self._delete(table, [c for c in changes if c.delete or (replace and not c.patch)])
         self._insert(table, [c for c in changes if c.insert], vectors)
         patches = [c for c in changes if c.patch]
         if not patches:

@@ -140,6 +140,8 @@ class Projector:
         self._revive = revive
         #: last LSN whose event is visible; only the writer thread moves it
         self.watermark = checkpoint_lsn
+        #: up to here a life that was killed while it looked for a poisoned event may have applied some events already
+        self._replayed_lsn = log.durable_lsn
         #: by LSN; only the writer thread changes it
         self.dead_letters: dict[int, DeadLetter] = {letter.lsn: letter for letter in dead_letters}
         self._dead_keys = _first_lsns(dead_letters)
@@ -318,16 +320,16 @@ class Projector:
 
     def _apply_with_retries(self, batch: Batch) -> None:
         pause = self._options.retry_seconds_min
-        tried = False
+        replace = batch.events[0].lsn <= self._replayed_lsn
         while not self._stopping.is_set():
             started = time.perf_counter()
             try:
-                self._apply(batch, replace=tried)
+                self._apply(batch, replace=replace)
             except Exception as error:
                 if not is_infrastructure_error(error):
                     raise
                 # the transaction may have committed before the connection broke: apply again as a replacement
-                tried = True
+                replace = True
                 self._block("the database", error)
                 if self._stopping.wait(pause):
                     return

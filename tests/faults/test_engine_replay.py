@@ -1,0 +1,53 @@
+"""Events that a life has applied, and was killed before it could say so: the next life reads them with later ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_oracle import check_store
+from engine_poison import forbid_poison, let_poison_in
+from engine_tools import open_memory, run_script, vector
+
+#: the rows of a batch are in the table, its checkpoint is not; meanwhile one of its memories is deleted
+LIFE = """
+import os, sys, threading
+from engine_tools import open_memory, vector
+from pixelmemory.log import set_fault_hook
+
+home, name, direct_sql, point = sys.argv[1:]
+deleted, applied = threading.Event(), threading.Event()
+
+def hook(here):
+    if here == point:
+        applied.set()
+        deleted.wait(30)
+        os._exit(7)
+
+memory = open_memory(home, name, direct_sql=direct_sql == "True")
+set_fault_hook(hook)
+contents = ["deleted", "kept", "poison"] if point == "projector.bisect.after" else ["deleted", "kept"]
+memory.add_entries([{"content": each, "memory_id": each, "embedding": vector(1)} for each in contents])
+assert applied.wait(30)
+assert memory.delete_memory("deleted")
+deleted.set()
+threading.Event().wait(30)
+"""
+
+
+@pytest.mark.parametrize(("direct_sql", "point"), [(False, "apply.rows"), (True, "projector.bisect.after")])
+def test_a_memory_that_was_deleted_stays_deleted(direct_sql: bool, point: str, tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path, store_name, direct_sql=direct_sql) as memory:
+        memory.add_entries([{"content": "before", "memory_id": "before", "embedding": vector(0)}])
+    if direct_sql:
+        forbid_poison(store_name)
+    ended = run_script(LIFE, tmp_path, store_name, direct_sql, point)
+    assert ended.returncode == 7, ended.stderr
+    if direct_sql:
+        let_poison_in(store_name)  # so that nothing is refused, and looked for, when it comes again
+    with open_memory(tmp_path, store_name, direct_sql=direct_sql) as memory:
+        memory.flush()
+        assert memory.health().ok, memory.health()
+        assert memory.get_memory("deleted") is None
+        assert memory.get_memory("kept") is not None
+        check_store(tmp_path, store_name)
