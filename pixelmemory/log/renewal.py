@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from pixelmemory.errors import LogCorruptError
 from pixelmemory.log.files import Files, ensure_folder, fault_point, read_file, write_all, write_file
 from pixelmemory.log.record import FrameKind, build_frame
 from pixelmemory.log.recovery import VerifiedLog, VerifiedSegment
@@ -29,7 +30,7 @@ from pixelmemory.log.segment import (
     new_header,
     segment_name,
 )
-from pixelmemory.log.walk import Window, walk_frames
+from pixelmemory.log.walk import BadFrameError, Window, walk_frames
 
 __all__ = ["ReadyLog", "RecoveryReport", "renew_log", "write_mark"]
 
@@ -188,6 +189,8 @@ def _copy_frames(files: Files, last: VerifiedSegment, start: Place, copied: _Cop
             yield data
             copied.checksum = checksum
             target.end_bytes += len(data)
+    except BadFrameError as bad:  # it was good a moment ago: the device gives one thing now, another then
+        raise LogCorruptError(source.path, bad.byte_offset, bad.lsn, bad.reason) from bad
     finally:
         files.close(fd)
 
