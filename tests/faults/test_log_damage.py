@@ -51,14 +51,14 @@ class Subject(NamedTuple):
         )
 
 
-def _open(disk: SimulatedDisk, options: Options | None = None) -> Log:
+def _open(disk: SimulatedDisk, options: Options | None = None, files: DiskFiles | None = None) -> Log:
     return Log.open(
         STORE,
         store_id=STORE_ID,
         epoch=EPOCH,
         options=options or Options(tail_bytes_max=0),
         on_commit=lambda _: None,
-        files=DiskFiles(disk),
+        files=files or DiskFiles(disk),
         has_log=True,
     )
 
@@ -112,9 +112,11 @@ class Outcome(NamedTuple):
     torn_bytes: int
 
 
-def _open_or_error(disk: SimulatedDisk, options: Options | None) -> tuple[Log | None, LogCorruptError | None]:
+def _open_or_error(
+    disk: SimulatedDisk, options: Options | None, files: DiskFiles | None = None
+) -> tuple[Log | None, LogCorruptError | None]:
     try:
-        return _open(disk, options), None
+        return _open(disk, options, files), None
     except LogCorruptError as error:
         return None, error
 
@@ -219,6 +221,66 @@ def test_flip_every_bit(kind: str, part: int, fault_report: FaultReport) -> None
             assert outcome.refused.path.name in (name, max(n for n in ["", *subject.segments] if n < name))
             fault_report.judge(Verdict(len(subject.events)))
     assert refused
+
+
+def test_flip_every_bit_of_the_final_frame_when_it_may_be_dropped(fault_report: FaultReport) -> None:
+    """``drop_damaged_final_frame`` drops that frame, keeps its bytes, and lets nothing else through."""
+    subject = _subject("killed")
+    ((name, data),) = subject.segments.items()
+    *others, final = subject.disk.frames
+    options = Options(tail_bytes_max=0, drop_damaged_final_frame=True)
+    for bit in range(others[-1].start * 8, final.end * 8, 1 if LONG_FORM else 7):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        outcome = _outcome({name: bytes(flipped)}, options)
+        fault_report.add("flip_every_bit: bit flipped before the open")
+        if bit < final.start * 8:
+            assert outcome.refused is not None
+            continue
+        _judge(fault_report, subject.events, outcome.events, final.event_count)
+        (kept,) = outcome.quarantined.values()
+        assert kept == bytes(flipped[final.start :])
+
+
+class _LyingFiles(DiskFiles):
+    """One read gives a flipped bit, once; the device holds the right one."""
+
+    def __init__(self, disk: SimulatedDisk, nth: int, rng: random.Random) -> None:
+        super().__init__(disk)
+        self.reads_left = nth
+        self._rng = rng
+
+    def read(self, fd: int, count: int, byte_offset: int) -> bytes:
+        data = super().read(fd, count, byte_offset)
+        if data:
+            self.reads_left -= 1
+            if self.reads_left == 0:
+                bit = self._rng.randrange(len(data) * 8)
+                wrong = bytearray(data)
+                wrong[bit // 8] ^= 1 << bit % 8
+                return bytes(wrong)
+        return data
+
+
+@pytest.mark.parametrize("kind", SUBJECTS)
+def test_flip_every_bit_by_a_read_that_lies(kind: str, fault_report: FaultReport) -> None:
+    """Nothing that was read wrongly is written down, or given out."""
+    subject = _subject(kind)
+    for seed in range(400 if LONG_FORM else 12):
+        for nth in itertools.count(1):
+            disk = _on_disk(subject.segments)
+            files = _LyingFiles(disk, nth, random.Random(seed))
+            log, refused = _open_or_error(disk, None, files)
+            found = refused if log is None else _read_or_error(log)
+            lied = files.reads_left <= 0
+            fault_report.add("flip_every_bit: bit flipped in a read", int(lied))
+            if not isinstance(found, LogCorruptError):
+                assert found == subject.events
+            if log is not None:
+                log.close()
+            _judge(fault_report, subject.events, recovered(disk_log(disk).events))
+            if not lied:
+                break
 
 
 def _read_or_error(log: Log) -> list[Recovered] | LogCorruptError:
