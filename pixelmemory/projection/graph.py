@@ -104,11 +104,14 @@ class GraphKeeper:
     def after_batch(self, inserted: Counter[str], lag_events: int) -> None:
         """Count what was inserted (negative: deleted), and order the upkeep that is due."""
         for name, rows in inserted.items():
-            if name not in self._counted:
-                self._counted.add(name)
-                self._rows[name] = self._count(self._tables.store_table(name))
-            else:
+            if name in self._counted:
                 self._rows[name] += rows
+                continue
+            try:
+                self._rows[name] = self._count(self._tables.store_table(name))
+                self._counted.add(name)
+            except psycopg.Error as error:  # its batch is applied: nothing but the upkeep waits for the next one
+                _logger.warning("the rows of table %s could not be counted: %s", name, error)
         for name in inserted:
             if self._rows[name] >= 2 * self._analyzed[name] + ANALYZE_ROWS_MIN:
                 self._order(name)
