@@ -403,7 +403,10 @@ class Projector:
             name = self._tables.name_of(change.namespace)
             if name is not None:
                 inserted[name] += change.insert - change.delete
-        self._graphs.after_batch(inserted, self._log.durable_lsn - batch.events[-1].lsn)
+        try:
+            self._graphs.after_batch(inserted, self._log.durable_lsn - batch.events[-1].lsn)
+        except Exception as error:  # noqa: BLE001 - the batch is applied; its upkeep is ordered with a later one
+            _logger.warning("the upkeep of tables waits for the next batch: %s", error)
 
     def _keep(self, letters: Sequence[DeadLetter]) -> None:
         for letter in sorted(letters, key=lambda letter: letter.lsn):
