@@ -194,7 +194,7 @@ class AsyncMemory:
             "embedding": embedding,
         }
         checked = check_added(store, entry, "")
-        return (await self._add([checked], checked_namespace, engine))[0]
+        return (await self._add([checked], checked_namespace, engine, ["memory_id"]))[0]
 
     async def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
         """Add several memories as one atomic batch: all of them or, with one bad entry, none.
@@ -218,20 +218,24 @@ class AsyncMemory:
         checked = [check_added(store, entry, f"entries[{i}]") for i, entry in enumerate(entries)]
         if not checked:
             return []
-        return await self._add(checked, checked_namespace, engine)
+        fields = [f"entries[{i}].memory_id" for i in range(len(checked))]
+        return await self._add(checked, checked_namespace, engine, fields)
 
-    async def _add(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
-        given = [entry.memory_id for entry in entries if entry.memory_id is not None]
+    async def _add(
+        self, entries: list[CheckedEntry], namespace: str, engine: Engine, fields: Sequence[str]
+    ) -> list[str]:
+        """Add ``entries``; ``fields`` is how errors name the id of each."""
+        given: dict[str, str] = {}
+        for entry, field in zip(entries, fields, strict=True):
+            if entry.memory_id is not None and given.setdefault(entry.memory_id, field) is not field:
+                raise MemoryExistsError(entry.memory_id, namespace, f"{field} (given twice in one call)")
         if not given:
             return await self._append_added(entries, namespace, engine)
-        unique = set(given)
-        if len(unique) < len(given):
-            twice = next(memory_id for memory_id in given if given.count(memory_id) > 1)
-            raise MemoryExistsError(twice, namespace, "memory_id (given twice in one call)")
-        async with engine.locked(namespace, unique):
-            existing = await engine.existing(namespace, unique)
-            if existing:
-                raise MemoryExistsError(next(i for i in given if i in existing), namespace)
+        async with engine.locked(namespace, given):
+            existing = await engine.existing(namespace, given)
+            for memory_id, field in given.items():
+                if memory_id in existing:
+                    raise MemoryExistsError(memory_id, namespace, field)
             return await self._append_added(entries, namespace, engine)
 
     async def _append_added(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:

@@ -134,6 +134,8 @@ def open_store(
         manifest = Manifest.load(folder, files)
         embedding = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, options)
+        if reembedded and store.embedder is None and store.dimensions is not None:
+            raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         _start_pixeltable(store.dimensions, options)
         manifest = _renewed(manifest, embedding, store.dimensions, options)
         manifest.save(folder, files)

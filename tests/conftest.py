@@ -39,7 +39,7 @@ def stop_postgres(home: Path, timeout_seconds: float = 20.0) -> None:
     pid = int(pid_file.read_text().splitlines()[0])
     deadline = time.monotonic() + timeout_seconds
     try:
-        os.kill(pid, signal.SIGINT)  # PostgreSQL's fast shutdown
+        os.kill(pid, signal.SIGQUIT)  # PostgreSQL's immediate shutdown: what it holds is thrown away
         while time.monotonic() < deadline:
             os.kill(pid, 0)
             time.sleep(0.05)

@@ -7,7 +7,7 @@ import itertools
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -30,6 +30,9 @@ from pixelmemory import (
     StoreLockedError,
     WaitTimeoutError,
 )
+
+if TYPE_CHECKING:
+    from conftest import OpenMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -793,3 +796,14 @@ def use_in_a_with_block(name: str, options: Options) -> None:
     with pytest.raises(StoreClosedError):
         mem.search()
     assert repr(mem) == f"<Memory {name!r} closed>"
+
+
+def test_an_existing_id_in_a_batch_is_named_by_its_place(store_name: str, open_memory: OpenMemory) -> None:
+    mem = open_memory(store_name)
+    mem.add_entry("first", memory_id="taken")
+    before = mem.last_lsn
+    with pytest.raises(MemoryExistsError) as raised:
+        mem.add_entries([{"content": "x", "memory_id": "free"}, {"content": "y", "memory_id": "taken"}])
+    assert raised.value.field == "entries[1].memory_id"
+    assert mem.last_lsn == before
+    assert mem.get_memory("free") is None

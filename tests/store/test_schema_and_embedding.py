@@ -495,3 +495,13 @@ def test_a_real_model(open_memory: OpenMemory, minilm_path: str) -> None:
         assert len(found) == 4
         assert mem.search(query=query, metadata_filter={"n": {"$ne": n}})[0]["content"] != texts[n]
     assert mem.health().ok
+
+
+def test_reembed_needs_a_model(store_name: str, open_memory: OpenMemory) -> None:
+    mem = open_memory(store_name, embedding_config={"dimensions": 8})
+    mem.add_entry("kept", memory_id="a", embedding=[1.0] * 8)
+    mem.close()
+    with pytest.raises(InvalidArgumentError, match="names no model"):
+        open_memory(store_name, embedding_config={"dimensions": 4}, reembed=True)
+    again = open_memory(store_name, embedding_config={"dimensions": 8})
+    assert again.search(vector=[1.0] * 8)[0]["memory_id"] == "a"
