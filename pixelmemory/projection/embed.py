@@ -52,9 +52,13 @@ class VectorSource:
         finally:
             self._prepared, self._thread = {}, None
 
+    def prepares_here(self) -> bool:
+        """Whether the calling thread is in a :meth:`prepared` block of this source."""
+        return threading.get_ident() == self._thread
+
     def vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
         """One vector a text; None, found by metadata and time only, where none was given and the model has none."""
-        known: Vectors = self._prepared if threading.get_ident() == self._thread else {}
+        known: Vectors = self._prepared if self.prepares_here() else {}
         found = [known.get(text) for text in texts]
         missing = [i for i, text in enumerate(texts) if text not in known]
         while missing and self._embed is not None:
@@ -70,17 +74,21 @@ class VectorSource:
         return found
 
 
-_sources: dict[str, VectorSource] = {}
+#: several where a copy of a store is open beside it, under another name
+_sources: dict[str, list[VectorSource]] = {}
 
 
 def register(store_id: str, source: VectorSource) -> None:
     """Make ``source`` serve the indexes of the open store ``store_id``."""
-    _sources[store_id] = source
+    _sources[store_id] = [*_sources.get(store_id, ()), source]
 
 
-def unregister(store_id: str) -> None:
-    """The store is closed: its indexes cannot embed in this process any more."""
-    _sources.pop(store_id, None)
+def unregister(store_id: str, source: VectorSource) -> None:
+    """The store is closed: its indexes cannot embed in this process any more. Idempotent."""
+    if left := [each for each in _sources.get(store_id, ()) if each is not source]:
+        _sources[store_id] = left
+    else:
+        _sources.pop(store_id, None)
 
 
 @pxt.udf(batch_size=ROWS_PER_CALL)  # type: ignore[untyped-decorator]
@@ -90,12 +98,13 @@ def embed_content(
     dimensions: int,  # noqa: ARG001 - makes the return type
 ) -> Batch[pxt.Array[(None,), np.float32]]:
     """The vectors of ``content`` in the store ``store_id``: float32, ``(dimensions,)`` each."""
-    source = _sources.get(store_id)
-    if source is None:
+    sources = _sources.get(store_id)
+    if not sources:
         raise EmbeddingError(
             f"store {store_id} is not open in this process: open it with pixelmemory before inserting content into "
             "its table or searching it by text"
         )
+    source = next((each for each in sources if each.prepares_here()), sources[-1])
     return source.vectors(content)
 
 

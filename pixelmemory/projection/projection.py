@@ -45,9 +45,10 @@ class Projection:
     reads: ReadBackend
     rebuilding: bool
 
-    def __init__(self, guard: ProjectionGuard, store_id: str, graphs: GraphKeeper | None) -> None:
+    def __init__(self, guard: ProjectionGuard, store_id: str, source: VectorSource, graphs: GraphKeeper | None) -> None:
         self._guard = guard
         self._store_id = store_id
+        self._source = source
         self._graphs = graphs
 
     @classmethod
@@ -98,13 +99,12 @@ class Projection:
         on_watermark: Callable[[int], None],
     ) -> Projection:
         source = VectorSource(embed_texts)
-        embed.register(tables.state.store_id, source)
         graphs: GraphKeeper | None = None
         if tables.direct_sql:
             backlog = max(2 * options.batch_events_max, 5000)
             graphs = GraphKeeper(tables, rows_min=options.graph_rows_min, backlog_events=backlog)
             graphs.start()
-        self = cls(guard, tables.state.store_id, graphs)
+        self = cls(guard, tables.state.store_id, source, graphs)
         self.tables = tables
         self.rebuilding = checkpoint_lsn == 0 and log.durable_lsn > 0
         self.reads = PublicReads(tables)
@@ -126,6 +126,7 @@ class Projection:
             on_watermark=on_watermark,
             revive=self._revive,
         )
+        embed.register(tables.state.store_id, source)  # last: nothing after it fails and leaves it there
         return self
 
     def _revive(self) -> None:
@@ -146,7 +147,7 @@ class Projection:
         if self._graphs is not None:
             self._graphs.stop()
         self.reads.close()
-        embed.unregister(self._store_id)
+        embed.unregister(self._store_id, self._source)
         if stopped:
             self._guard.release()
         else:  # the claim on the projection is kept, so that nobody else writes beside it
