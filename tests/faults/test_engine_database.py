@@ -1,0 +1,135 @@
+"""The embedded PostgreSQL is killed while the store works: writes are acknowledged, health tells, all comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine_tools import answer_of, pixeltable_home, run_script
+from fault_report import FaultReport, Verdict, rounds
+
+SCRIPT = """
+    import json, os, signal, sys, threading, time
+    from pathlib import Path
+    from engine_oracle import check_store
+    from engine_tools import open_memory, vector
+    from pixelmemory import ProjectionUnavailableError
+    from pixelmemory.log import set_fault_hook
+
+    home, name, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+    def server_pid():
+        return int((Path(os.environ["PIXELTABLE_HOME"]) / "pgdata" / "postmaster.pid").read_text().splitlines()[0])
+
+    def kill_server():
+        try:
+            os.kill(server_pid(), signal.SIGKILL)
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        return True
+
+    memory = open_memory(home, name, retry_seconds_min=0.3, lag_events_max=1_000_000)
+    memory.add_entry("seen", memory_id="seen", embedding=vector(0))
+    memory.flush()
+    acknowledged, errors, stop = [], [], threading.Event()
+
+    def write(number):
+        n = 0
+        try:
+            while not stop.is_set():
+                n += 1
+                acknowledged.append(memory.add_entry(f"{number} {n}", f"namespace {number}", embedding=vector(n)))
+                time.sleep(0.002)
+        except BaseException as error:
+            errors.append(f"write: {error!r}")
+
+    reads = {"answered": 0, "unavailable": 0}
+
+    def read():
+        try:
+            while not stop.is_set():
+                try:
+                    record = memory.get_memory("seen", consistency="eventual")
+                    assert record is not None and record["content"] == "seen"
+                    assert memory.search(vector=vector(0), consistency="eventual")[0]["memory_id"] == "seen"
+                    reads["answered"] += 1
+                except ProjectionUnavailableError:  # for the moment it takes to start the server again
+                    reads["unavailable"] += 1
+                time.sleep(0.01)
+        except BaseException as error:
+            errors.append(f"read: {error!r}")
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)] + [threading.Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    reasons, killed = set(), 0
+
+    def kill_after_commit(point):  # before the projector asks the database anything about the new table
+        if point == "projector.apply.after":
+            set_fault_hook(None)
+            kill_server()
+
+    set_fault_hook(kill_after_commit)
+    acknowledged.append(memory.add_entry("in a new table", "new", embedding=vector(1)))
+    deadline = time.monotonic() + 100
+    while killed < kills and time.monotonic() < deadline:
+        time.sleep(0.3)
+        if not kill_server():
+            continue
+        killed += 1
+        before = len(acknowledged)
+        while time.monotonic() < deadline:  # red, and later green again, while writes are acknowledged
+            health = memory.health()
+            reasons |= set(health.problems)
+            if health.ok and reasons and len(acknowledged) > before + 20:
+                break
+            time.sleep(0.02)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    kill_server()  # once more, with nobody at work: reads bring it back
+    answered = False
+    while not answered and time.monotonic() < deadline:
+        try:
+            answered = memory.get_memory("seen", consistency="eventual") is not None
+        except ProjectionUnavailableError:
+            time.sleep(0.05)
+    lsn = memory.flush()
+    expected = check_store(Path(home), name)
+    lost = set(acknowledged) - {memory_id for _, memory_id in expected}
+    print(json.dumps({
+        "killed": killed,
+        "red": any("the database failed and is tried again" in reason for reason in reasons),
+        "healthy": memory.health().ok,
+        "errors": errors,
+        "lost": len(lost),
+        "acknowledged": len(acknowledged),
+        "all durable": lsn == len(acknowledged) + 1,
+        "answered at the end": answered,
+        "reads": reads,
+        "visible": memory.count(),
+    }))
+    memory.close()
+"""
+
+
+def test_a_killed_server_comes_back(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
+    kills = rounds(2, 25)
+    with pixeltable_home() as pixeltable:
+        done = run_script(SCRIPT, tmp_path, store_name, kills, timeout_seconds=150, PIXELTABLE_HOME=str(pixeltable))
+    answer = answer_of(done)
+    fault_report.add("projection_crash: SIGKILL of the database", answer["killed"] + 1)
+    fault_report.judge(Verdict(answer["acknowledged"], lost=answer["lost"]))
+    reads = answer.pop("reads")
+    assert reads["answered"] > 0
+    acknowledged = answer.pop("acknowledged")
+    assert acknowledged > 50
+    assert answer == {
+        "killed": kills,
+        "red": True,
+        "healthy": True,
+        "errors": [],
+        "lost": 0,
+        "all durable": True,
+        "answered at the end": True,
+        "visible": acknowledged + 1,
+    }
