@@ -509,11 +509,12 @@ class Engine:
         projector = store.projection.projector
         if projector.blocked is not None:
             problems.append(projector.blocked)
-        if projector.dead_letters:
-            first = min(projector.dead_letters)
+        letters = list(projector.dead_letters.values())  # a copy: the projector goes on
+        if letters:
+            first = min(letters, key=lambda letter: letter.lsn)
             problems.append(
-                f"{len(projector.dead_letters)} events could not be applied; the first, LSN {first}: "
-                f"{projector.dead_letters[first].error}. Mend the cause and call retry_dead_letters()"
+                f"{len(letters)} events could not be applied; the first, LSN {first.lsn}: {first.error}. Mend the "
+                "cause and call retry_dead_letters()"
             )
         return Health(not problems, tuple(problems))
 
