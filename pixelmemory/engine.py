@@ -471,10 +471,13 @@ class Engine:
         return await anyio.to_thread.run_sync(run, limiter=self._readers)
 
     async def retry_dead_letters(self) -> int:
-        """Apply every dead letter anew; returns how many events were applied."""
+        """Apply every dead letter anew; returns how many events were applied.
+
+        The projector comes to it once the batch in hand is applied, and goes on with it where the call is cancelled.
+        """
         projector = self.store().projection.projector
         future = projector.request(projector.retry_dead_letters)
-        return await anyio.to_thread.run_sync(future.result)
+        return await anyio.to_thread.run_sync(future.result, abandon_on_cancel=True)
 
     # -- how it is
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 
 import pixeltable as pxt
 
-from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError
+from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError, ProjectionUnavailableError
 from pixelmemory.log import Log
 from pixelmemory.options import Options
 from pixelmemory.projection import embed, store_sql
@@ -44,6 +45,7 @@ class Projection:
     projector: Projector
     reads: ReadBackend
     rebuilding: bool
+    _wait_timeout_seconds: float
 
     def __init__(self, guard: ProjectionGuard, store_id: str, source: VectorSource, graphs: GraphKeeper | None) -> None:
         self._guard = guard
@@ -113,6 +115,7 @@ class Projection:
             self.reads = SqlReads(tables, threads_max=options.reader_threads_max, has_graph=has_graph)
         dead = tables.table("dead_letters")
         columns = {name: getattr(dead, name) for name in DeadLetter.__struct_fields__}
+        self._wait_timeout_seconds = options.wait_timeout_seconds
         self.projector = Projector(
             log,
             tables,
@@ -135,10 +138,18 @@ class Projection:
         self._guard.renew()
 
     def namespace_table(self, namespace: str) -> pxt.Table:
-        """The Pixeltable table of ``namespace``, made if it is not there; blocking, for a worker thread."""
+        """The Pixeltable table of ``namespace``, made if it is not there; blocking, for a worker thread.
+
+        Raises:
+            ProjectionUnavailableError: the projector did not come to making it within ``wait_timeout_seconds``.
+        """
         name = self.tables.name_of(namespace)
         if name is None:
-            name = self.projector.request(lambda: self.tables.create(namespace)).result()
+            made = self.projector.request(lambda: self.tables.create(namespace))
+            if not wait([made], self._wait_timeout_seconds).done:
+                reason = self.projector.blocked or "the projector is busy"
+                raise ProjectionUnavailableError(f"the table of {namespace!r} is not made yet: {reason}")
+            name = made.result()
         return pxt.get_table(f"{self.tables.path}/{name}")
 
     def close(self) -> None:
