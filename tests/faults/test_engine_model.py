@@ -30,7 +30,7 @@ T = TypeVar("T")
 NAMESPACES = st.sampled_from(["a", "b", "ü/ü"])
 IDS = st.sampled_from([f"id {n}" for n in range(6)])
 CONTENTS = st.sampled_from(["", "tea", "coffee", "tea\nand coffee", "x" * 3000, "ünïcödé 🍵"])
-METADATA = st.one_of(
+METADATA: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.just({}),
     st.fixed_dictionaries({"tag": st.sampled_from(["x", "y", None, 1, 1.5, ["x", "z"]])}),
     st.just({"b": {"deep": [1, {"er": "x"}]}, "a": 2**60}),
@@ -283,16 +283,17 @@ class StoreMachine(RuleBasedStateMachine):
 def test_the_engine_equals_a_dict(
     backend: str, layout: Layout, tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:
+    numbers = itertools.count()
     fields = {
         "home": tmp_path,
         "prefix": store_name,
         "backend": backend,
         "options": {"layout": layout},
         "report": fault_report,
-        "numbers": itertools.count(),
+        "numbers": numbers,
     }
     machine = type("Machine", (StoreMachine,), fields)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=rounds(8, 150),
@@ -303,4 +304,4 @@ def test_the_engine_equals_a_dict(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    fault_report.add("model: random lives", next(fields["numbers"]))  # type: ignore[call-overload]
+    fault_report.add("model: random lives", next(numbers))

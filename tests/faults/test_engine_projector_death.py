@@ -55,7 +55,12 @@ async def test_waiters_are_told_and_writes_go_on(
         assert memory._engine is not None
         assert memory._engine._store is not None
         projector = memory._engine._store.projection.projector
-        projector.request(lambda: (held.set(), go_on.wait()))
+
+        def hold() -> None:
+            held.set()
+            go_on.wait()
+
+        projector.request(hold)
         await anyio.to_thread.run_sync(held.wait)
         armed.set()
         await memory.add_entry("never seen", embedding=vector(2))
