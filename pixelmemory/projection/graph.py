@@ -15,6 +15,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import psycopg
 
@@ -40,7 +41,7 @@ class GraphKeeper:
         self._backlog_events = backlog_events
         #: whether one is being worked off
         self._backlog = False
-        #: tables whose graph is valid
+        #: names of the indexes that are valid graphs, of any table in the database
         self._graphs: set[str] = set()
         #: rows by table, counted once and then kept up
         self._rows: Counter[str] = Counter()
@@ -54,21 +55,13 @@ class GraphKeeper:
         self._thread = threading.Thread(target=self._build_loop, name="pixelmemory-graph", daemon=True)
 
     def start(self) -> None:
-        """Learn which graphs there are (one that a kill left half-built is dropped) and start the builder."""
+        """Learn which graphs there are, and start the builder."""
         with psycopg.connect(connection_string(), autocommit=True) as connection:
-            indexes: dict[str, bool] = dict(
-                connection.execute(
-                    "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
-                    "JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'"
-                )
+            valid = connection.execute(
+                "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+                "JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw' AND i.indisvalid"
             )
-            for name in self._tables.memory_tables():
-                graph = self._tables.store_table(name).graph if indexes else None
-                if graph in indexes:
-                    if indexes[graph]:
-                        self._graphs.add(name)
-                    else:
-                        connection.execute(f"DROP INDEX IF EXISTS {graph}".encode())
+            self._graphs = {row[0] for row in valid}
         self._thread.start()
 
     def stop(self) -> None:
@@ -77,7 +70,7 @@ class GraphKeeper:
 
     def has_graph(self, table: str) -> bool:
         """Whether ``table`` has a graph that searches may use."""
-        return table in self._graphs
+        return self._tables.store_table(table).graph in self._graphs
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until no upkeep is going on. For tests and benchmarks."""
@@ -96,10 +89,11 @@ class GraphKeeper:
         self._backlog = lag_events >= self._backlog_events
         if not self._backlog:
             return
-        for name in set(tables) & self._graphs:
+        for name in filter(self.has_graph, set(tables)):
             _logger.info("a backlog of %d events: table %s does without its graph meanwhile", lag_events, name)
-            self._graphs.discard(name)
-            store_sql.drop_graph(self._tables.store_table(name))
+            table = self._tables.store_table(name)
+            self._graphs.discard(str(table.graph))
+            store_sql.drop_graph(table)
 
     def after_batch(self, inserted: Counter[str], lag_events: int) -> None:
         """Count what was inserted (negative: deleted), and order the upkeep that is due."""
@@ -116,8 +110,8 @@ class GraphKeeper:
             if self._rows[name] >= 2 * self._analyzed[name] + ANALYZE_ROWS_MIN:
                 self._order(name)
         if lag_events < self._backlog_events and self._tables.state.dimensions is not None:
-            for name in self._counted - self._graphs:
-                if self._rows[name] >= self._rows_min:
+            for name in self._counted:
+                if self._rows[name] >= self._rows_min and not self.has_graph(name):
                     self._order(name)
 
     def _order(self, name: str) -> None:
@@ -144,7 +138,7 @@ class GraphKeeper:
 
     def _tend(self, name: str) -> None:
         table, rows = self._tables.store_table(name), self._rows[name]
-        if rows >= self._rows_min and name not in self._graphs and not self._backlog:
+        if rows >= self._rows_min and not self.has_graph(name) and not self._backlog:
             self._build(name, table)
         with psycopg.connect(connection_string(), autocommit=True) as connection:
             connection.execute(f"ANALYZE {table.name}".encode())
@@ -155,14 +149,26 @@ class GraphKeeper:
             return
         _logger.info("building the graph of table %s", name)
         with psycopg.connect(connection_string(), autocommit=True) as connection:
+            if (
+                _is_valid(connection, table.graph) is False
+            ):  # left by a kill, maybe still being built
+                connection.execute(
+                    "SELECT pg_terminate_backend(p.pid) FROM pg_stat_progress_create_index p "
+                    "JOIN pg_class c ON c.oid = p.index_relid WHERE c.relname = %s",
+                    (table.graph,),
+                )
+                connection.execute(f"DROP INDEX IF EXISTS {table.graph}".encode())
             connection.execute("SET maintenance_work_mem = '256MB'")
             connection.execute(table.graph_statement.encode())
-            valid = connection.execute(
-                "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relname = %s",
-                (table.graph,),
-            ).fetchone()
-            if valid is None or not valid[0]:
-                connection.execute(f"DROP INDEX IF EXISTS {table.graph}".encode())
+            if not _is_valid(connection, table.graph):
                 raise RuntimeError("PostgreSQL left the index invalid")
-        self._graphs.add(name)
+        self._graphs.add(table.graph)
         _logger.info("table %s has its graph", name)
+
+
+def _is_valid(connection: psycopg.Connection[Any], index: str) -> bool | None:
+    """Whether ``index`` can be used; None where there is none."""
+    row = connection.execute(
+        "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relname = %s", (index,)
+    ).fetchone()
+    return None if row is None else bool(row[0])

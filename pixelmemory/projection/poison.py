@@ -11,6 +11,9 @@ from pixelmemory.projection.fold import Change
 
 __all__ = ["apply_what_can_be"]
 
+#: characters of an error that a dead letter keeps
+REASON_CHARS_MAX = 500
+
 #: memories refused one after the other, and none accepted, from which the fault is not looked for in the events
 REFUSED_MAX = 8
 
@@ -41,7 +44,7 @@ def apply_what_can_be(
         except Exception as error:
             if is_infrastructure_error(error):
                 raise
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
             if len(part) > 1:
                 half = len(part) // 2
                 waiting += [part[half:], part[:half]]
@@ -51,3 +54,9 @@ def apply_what_can_be(
                 raise ProjectionUnavailableError(f"{refused} memories were refused, one by one: {reason}") from error
             dead += letters_of(part[0], reason)
     return dead
+
+
+def _reason(error: Exception) -> str:
+    """What a dead letter says of ``error``: its first line, as PostgreSQL's further ones quote the row."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:REASON_CHARS_MAX]

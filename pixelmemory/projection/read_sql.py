@@ -32,7 +32,7 @@ __all__ = ["SqlReads"]
 EXACT_ROWS_MAX = 10_000
 
 _SESSION = (
-    "LOAD 'vector'",
+    "SELECT '[1]'::vector",  # loads pgvector, whose settings follow; LOAD would need a superuser
     "SET hnsw.iterative_scan = strict_order",
     "SET hnsw.ef_search = 200",
     "SET hnsw.max_scan_tuples = 200000",
@@ -59,8 +59,12 @@ class _Connections:
             connection = psycopg.connect(
                 connection_string(), autocommit=True, application_name="pixelmemory", options="-c timezone=UTC"
             )
-            for statement in _SESSION:
-                connection.execute(statement)
+            try:
+                for statement in _SESSION:
+                    connection.execute(statement)
+            except BaseException:
+                connection.close()
+                raise
         try:
             yield connection
         except BaseException:
