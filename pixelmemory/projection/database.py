@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,28 +100,56 @@ def revive_server() -> None:
             server.ensure_postgres_running()
 
 
+#: how long the claim of a process that has ended may last: until the server notices that its client is gone
+ORPHAN_SECONDS_MAX = 30.0
+
+
 class ProjectionGuard:
     """The claim of one open store on its folder in Pixeltable, held by an advisory lock on a connection of its own.
 
-    Two stores of one name in different homes share a folder; without the claim each would rebuild over the other.
+    Two stores of one name in different homes share a folder; without the claim each would rebuild over the other. The
+    connection's name tells who holds it.
 
     Raises:
-        StoreLockedError: another store holds it.
+        StoreLockedError: another store holds it; with the pid of its process, if it runs on this machine.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         digest = hashlib.blake2b(f"pixelmemory/{folder}".encode(), digest_size=8).digest()
         self._key = int.from_bytes(digest, "big", signed=True)
-        self._connection = self._claim()
+        self._connection = self._claim(renewing=False)
 
-    def _claim(self) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(connection_string(), autocommit=True, application_name="pixelmemory")
-        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (self._key,)).fetchone()
-        if row is None or not row[0]:
+    def _claim(self, *, renewing: bool) -> psycopg.Connection[Any]:
+        name = _session_name(os.getpid())
+        connection = psycopg.connect(connection_string(), autocommit=True, application_name=name)
+        deadline = time.monotonic() + ORPHAN_SECONDS_MAX
+        try:
+            while not self._try_lock(connection):
+                owner = self._owner(connection)
+                pid = None if owner is None else _pid_of(owner)
+                orphaned = owner is None or (renewing and owner == name) or (pid is not None and not _runs(pid))
+                if not orphaned or time.monotonic() > deadline:
+                    raise StoreLockedError(f"projection pixelmemory/{self._folder}", pid)
+                time.sleep(0.02)
+        except BaseException:
             connection.close()
-            raise StoreLockedError(f"projection pixelmemory/{self._folder}", None)
+            raise
         return connection
+
+    def _try_lock(self, connection: psycopg.Connection[Any]) -> bool:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (self._key,)).fetchone()
+        return row is not None and bool(row[0])
+
+    def _owner(self, connection: psycopg.Connection[Any]) -> str | None:
+        """The name of the session that holds the lock; None if it was released a moment ago."""
+        row = connection.execute(
+            "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+            "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 "
+            "AND (l.classid::bigint << 32) | l.objid::bigint = %s",
+            (self._key,),
+        ).fetchone()
+        return None if row is None else str(row[0])
 
     def renew(self) -> None:
         """Claim again after the server was away; to be called before anything is written to it.
@@ -131,11 +161,34 @@ class ProjectionGuard:
             self._connection.execute("SELECT 1")
         except psycopg.Error:
             self._connection.close()
-            self._connection = self._claim()
+            self._connection = self._claim(renewing=True)
 
     def release(self) -> None:
-        """Give the claim up."""
+        """Give the claim up, at once: a session ends some time after its connection is closed."""
+        with contextlib.suppress(psycopg.Error):  # then it is gone already
+            self._connection.execute("SELECT pg_advisory_unlock(%s)", (self._key,))
         self._connection.close()
+
+
+def _session_name(pid: int) -> str:
+    host = socket.gethostname().encode("ascii", "replace").decode()
+    return f"pixelmemory {pid}@{host}"[:63]  # more is cut by PostgreSQL
+
+
+def _pid_of(name: str) -> int | None:
+    """The process that gave a session its name; None if that was not on this machine, or not one of ours."""
+    pid = name.removeprefix("pixelmemory ").partition("@")[0]
+    return int(pid) if pid.isdecimal() and name == _session_name(int(pid)) else None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 #: SQLSTATE classes that say nothing about the rows: connection, resources, operator intervention, system, rollback
