@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from engine_tools import answer_of, async_memory, open_memory, run_script, vector
@@ -65,6 +70,47 @@ def test_a_store_of_the_same_name_in_another_home_is_refused_while_this_one_is_o
         assert memory.count() == 1
     with open_memory(tmp_path / "a", store_name) as memory:
         assert {record["content"] for record in memory.search()} == {"of a", "of a, too"}
+
+
+def test_the_owner_of_a_projection_is_named(tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path / "a", store_name):
+        with pytest.raises(StoreLockedError) as caught:
+            open_memory(tmp_path / "b", store_name)
+        assert caught.value.pid == os.getpid()
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_the_claim_of_a_process_that_has_ended_is_waited_for(tmp_path: Path, store_name: str, alive: bool) -> None:
+    """The server notices a killed client a moment later: its session stands in nobody's way, a live one's does."""
+    from pixelmemory.projection.database import connection_string
+    from pixelmemory.projection.layout import folder_name
+
+    open_memory(tmp_path, store_name).close()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    pid = os.getpid() if alive else ended.pid
+    digest = hashlib.blake2b(f"pixelmemory/{folder_name(store_name)}".encode(), digest_size=8).digest()
+    with psycopg.connect(
+        connection_string(), autocommit=True, application_name=f"pixelmemory {pid}@{socket.gethostname()}"
+    ) as session:
+        session.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, "big", signed=True),))
+        if alive:
+            with pytest.raises(StoreLockedError):
+                open_memory(tmp_path, store_name)
+            return
+        opened: list[int] = []
+        thread = threading.Thread(target=lambda: opened.append(_count(tmp_path, store_name)))
+        thread.start()
+        thread.join(0.5)
+        assert not opened
+        session.execute("SELECT pg_advisory_unlock_all()")
+        thread.join()
+        assert opened == [0]
+
+
+def _count(home: Path, name: str) -> int:
+    with open_memory(home, name) as memory:
+        return memory.count()
 
 
 # ------------------------------------------------------------------------------------------------------------- forks
