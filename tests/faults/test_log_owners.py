@@ -21,11 +21,14 @@ OPENERS = 4
 
 
 def test_two_openers_of_many_that_race_one_owns_the_store(fault_report: FaultReport, tmp_path: Path) -> None:
-    book, folder = Book(), tmp_path / "store"
-    folder.mkdir()
-    for _ in range(rounds(2, 20)):
+    for number in range(rounds(2, 20)):
+        book, folder = Book(), tmp_path / str(number)
+        folder.mkdir()
         with contextlib.ExitStack() as stack:
-            racers = [stack.enter_context(WriterProcess(book, folder, "--segment-bytes=16384")) for _ in range(OPENERS)]
+            racers = [
+                stack.enter_context(WriterProcess(book, folder, "--segment-bytes=16384", "--one-by-one"))
+                for _ in range(OPENERS)
+            ]
             results = {racer: racer.read_until("open", "locked") for racer in racers}
             (owner,) = [racer for racer, words in results.items() if words[0] == "open"]
             owner_pid = int(results[owner][2])

@@ -91,7 +91,7 @@ def test_a_sync_that_really_fails_is_never_repeated(nth: int, fault_report: Faul
     writer, status, calls = _run(book, folder, tmp_path / "trace", inject, fault_report)
     failed = [place for place, call in enumerate(calls) if call.injected]
     if not failed:
-        assert nth > 20  # beyond the end of the run
+        assert nth > 12  # beyond the end of the run
         assert writer.said("closed")
         return
     (place,) = failed
