@@ -38,7 +38,7 @@ checksum everything in the record after it.
 
 - Kinds: 1 events; 2 close, the log was closed properly; 3 seal, the next segment exists. Frames of kind 2 and 3 have no
   body; their first LSN is that of the next event.
-- Segment flags: 1, made by a recovery, so that the segment before it may hold superseded bytes after
+- Segment flags: 1, made by an open, so that the segment before it may hold superseded bytes after
   ``previous: bytes``. Frame flags: 1, synced before anything was written after it (``SyncMode.ALWAYS``).
 - ``durable LSN``: in a frame, the last LSN that was synced when it was written; in a segment header, the last one that
   was synced when the segment got its name.

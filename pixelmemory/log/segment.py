@@ -35,7 +35,7 @@ __all__ = [
 FORMAT_VERSION = 1
 SEGMENT_MAGIC = b"PXMEMLOG"
 SEGMENT_HEADER_BYTES = 128
-#: segment flag: made by a recovery; the segment before it may hold bytes beyond ``previous_bytes``, all superseded
+#: segment flag: made by an open; the segment before it may hold bytes beyond ``previous_bytes``, all superseded
 FLAG_RECOVERED = 1
 #: a place in a segment is remembered about every so many bytes, to start a read there
 INDEX_STRIDE_BYTES = 1 << 20
