@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs check bench
+.PHONY: help demo test lint format docs check bench soak
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -42,6 +42,12 @@ docs: $(VENV)/.stamp-dev ## build the documentation into docs/_build/html; warni
 
 bench: $(VENV)/.stamp-dev ## measure acknowledgements beside SQLite and a bare loop (docs/performance.md)
 	$(BIN)/python -m benchmarks.acknowledge $(BENCH_ARGS)
+
+# about how long the fault battery's long form runs
+SOAK_SECONDS ?= 600
+
+soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at the end (SOAK_SECONDS=600)
+	PIXELMEMORY_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults -o timeout=0 -o faulthandler_timeout=0
 
 check: lint docs test ## lint, docs and test: what a change has to pass
 
