@@ -101,7 +101,7 @@ class TableWriter:
         if self._tables.direct_sql:
             for name in (*by_table, "state"):
                 self._tables.store_table(name)  # cannot be looked up within the transaction
-        with self._transaction([*opened, state, dead], [*by_table, "state"]) as connection:
+        with self._transaction([*opened, state, dead]) as connection:
             fault_point("apply.begun")
             for name, group in by_table.items():
                 missing += self._apply_table(connection, name, group, vectors, replace)
@@ -119,12 +119,10 @@ class TableWriter:
         return recorded
 
     @contextlib.contextmanager
-    def _transaction(self, tables: Sequence[pxt.Table], names: Sequence[str]) -> Iterator[sql.Connection | None]:
+    def _transaction(self, tables: Sequence[pxt.Table]) -> Iterator[sql.Connection | None]:
         if not self._tables.direct_sql:
             yield None
             return
-        for name in names:  # physical names cannot be looked up inside a transaction; they are kept
-            self._tables.store_table(name)
         with store_sql.transaction(tables) as connection:
             yield connection
 
