@@ -147,5 +147,10 @@ def dead_letters_of(name: str) -> dict[int, str]:
 def check_store(home: Path, name: str) -> dict[Key, Expected]:
     """Compare the tables of a store, which are level with its log, with the fold of that log."""
     expected = expected_rows(home / name, dead_letters_of(name))
-    assert rows_of(name) == expected
+    found = rows_of(name)
+    different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    assert not different, "\n".join(
+        [f"{len(different)} memories differ"]
+        + [f"{key}: the log amounts to {expected.get(key)}, the table holds {found.get(key)}" for key in different[:5]]
+    )
     return expected
