@@ -149,9 +149,7 @@ class GraphKeeper:
             return
         _logger.info("building the graph of table %s", name)
         with psycopg.connect(connection_string(), autocommit=True) as connection:
-            if (
-                _is_valid(connection, table.graph) is False
-            ):  # left by a kill, maybe still being built
+            if _is_valid(connection, table.graph) is False:  # left by a kill, maybe still being built
                 connection.execute(
                     "SELECT pg_terminate_backend(p.pid) FROM pg_stat_progress_create_index p "
                     "JOIN pg_class c ON c.oid = p.index_relid WHERE c.relname = %s",
