@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelmemory import values
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError, PixelmemoryError
 from pixelmemory.options import Options
 from pixelmemory.schema import parse_schema
@@ -101,7 +102,9 @@ def test_a_subclass_of_str_is_kept_as_its_text() -> None:
 # -- ids
 
 
-def test_ids_are_monotone_uuids_of_version_7() -> None:
+def test_ids_are_monotone_uuids_of_version_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    # another test may have set the clock ahead, and ids never go back
+    monkeypatch.setattr(values, "_id_last", 0)
     before_ms = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
     ids = [new_memory_id() for _ in range(20_000)]
     assert ids == sorted(set(ids))
