@@ -76,7 +76,7 @@ from pixelmemory.log.append import Append
 from pixelmemory.log.files import FAULT_POINTS, Files, fault_point, set_fault_hook
 from pixelmemory.log.lock import StoreLock
 from pixelmemory.log.log import Log, LogStats
-from pixelmemory.log.manifest import Manifest
+from pixelmemory.log.manifest import Erasure, Manifest
 from pixelmemory.log.record import StoredEvent
 from pixelmemory.log.renewal import RecoveryReport
 from pixelmemory.log.scan import Finding, scan
@@ -86,6 +86,7 @@ __all__ = [
     "FAULT_POINTS",
     "FORMAT_VERSION",
     "Append",
+    "Erasure",
     "Files",
     "Finding",
     "Log",

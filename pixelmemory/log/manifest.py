@@ -18,7 +18,7 @@ import msgspec
 from pixelmemory.errors import ManifestError
 from pixelmemory.log.files import Files, fault_point, read_file, write_file
 
-__all__ = ["MANIFEST_NAME", "Manifest"]
+__all__ = ["MANIFEST_NAME", "Erasure", "Manifest"]
 
 MANIFEST_NAME = "MANIFEST"
 #: of the store as a whole: the log's format and what the manifest means
@@ -32,6 +32,16 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Version(msgspec.Struct):
     format_version: int
+
+
+class Erasure(msgspec.Struct, frozen=True):
+    """An erase that was begun: which events it takes out."""
+
+    namespace: str
+    #: of the namespace's memories, or None for all of them
+    memory_ids: list[str] | None
+    #: events after it stay: the memory may have been added anew
+    up_to_lsn: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +67,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     #: which history the log tells: a repair that took events out of it gives it another one, so that a projection of
     #: the old one is rebuilt; None is the history that began with the store
     history_id: uuid.UUID | None = None
+    #: up to here events were taken out of the log by an erase or a compaction: a projection whose checkpoint is older
+    #: may have rows whose delete is gone, and is rebuilt
+    rewritten_lsn: int = 0
+    #: the erase that is not finished; None if none is open
+    erasing: Erasure | None = None
 
     @classmethod
     def load(cls, folder: Path, files: Files | None = None) -> Manifest | None:
