@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
-import itertools
 import logging
 import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -29,7 +26,6 @@ from pixelmemory.errors import (
     ProjectionUnavailableError,
     StoreClosedError,
     StoreForkedError,
-    UnknownOutcomeError,
     WaitTimeoutError,
     WrongThreadError,
 )
@@ -38,12 +34,12 @@ from pixelmemory.log import Append, Files
 from pixelmemory.models import Health, Stats
 from pixelmemory.opening import OpenStore, open_store
 from pixelmemory.options import Options
+from pixelmemory.visibility import Key, Visibility
 
 __all__ = ["Engine"]
 
 _logger = logging.getLogger("pixelmemory")
 T = TypeVar("T")
-Key = tuple[str, str]
 
 
 class _Pending:
@@ -107,13 +103,8 @@ class Engine:
         self._store: OpenStore | None = None
         self._closing = False
         self._closed = anyio.Event()
-        #: memories whose last event is not visible yet -> (its LSN, whether they exist after it); loop
-        self._unseen: dict[Key, tuple[int, bool]] = {}
-        #: (LSN, key) in LSN order, to forget from ``_unseen``; loop
-        self._unseen_order: deque[tuple[int, Key]] = deque()
-        #: (LSN, tie, event) of those who wait for the watermark; loop
-        self._waiting: list[tuple[int, int, anyio.Event]] = []
-        self._ties = itertools.count()
+        #: what waits for the projection, once the store is open; loop
+        self._visibility: Visibility | None = None
         #: events submitted and not yet committed; loop
         self._in_flight = 0
         #: one lock a memory that is being checked and changed -> (lock, users); loop
@@ -152,6 +143,7 @@ class Engine:
             opening.abandon()
             raise
         self._store = store
+        self._visibility = Visibility(store)
         self._opened_lsn = self.last_lsn = store.log.durable_lsn
         self._last_created_us = store.last_logged_us
         try:
@@ -203,7 +195,7 @@ class Engine:
         with anyio.CancelScope(shield=True):
             try:
                 await anyio.to_thread.run_sync(store.log.flush)
-                await self._wait_visible(store, store.log.durable_lsn, self.options.wait_timeout_seconds)
+                await self._visible.wait(store.log.durable_lsn, self.options.wait_timeout_seconds)
             except (LogError, ProjectionUnavailableError, WaitTimeoutError) as error:
                 _logger.warning("closed before everything was visible (the next open goes on from there): %s", error)
             finally:
@@ -211,7 +203,7 @@ class Engine:
                     await anyio.to_thread.run_sync(store.close)
                 finally:
                     self._closed.set()
-                    self._wake_all()
+                    self._visible.close()
 
     def abandon(self) -> None:
         """Close at once, without the loop: for a handle that was dropped. Blocking, brief; loses nothing durable."""
@@ -250,88 +242,32 @@ class Engine:
     # -- what the threads report; loop
 
     def _committed(self, appends: Sequence[Append]) -> None:
+        visibility = self._visible
         for append in appends:
             pending: _Pending = append.context
             self._in_flight -= append.event_count
-            if append.error is None and append.first_lsn is not None:
-                lsn = append.first_lsn
-                for key, exists in pending.effects:
-                    self._unseen[key] = (lsn, exists)
-                    self._unseen_order.append((lsn, key))
-                    lsn += 1
-                self.last_lsn = max(self.last_lsn, lsn - 1)
+            if append.error is None and append.first_lsn is not None and append.last_lsn is not None:
+                visibility.committed(append.first_lsn, pending.effects)
+                self.last_lsn = max(self.last_lsn, append.last_lsn)
             pending.done.set()
         self._room_was_made()
-        if self._store is not None:
-            self._store.projection.projector.notify(urgent=bool(self._waiting))
-            self._advanced()
+        visibility.notify()
+        visibility.advanced()
 
     def _advanced(self) -> None:
-        if self._store is None:
-            return
-        projector = self._store.projection.projector
-        watermark = projector.watermark
-        order = self._unseen_order
-        while order and order[0][0] <= watermark:
-            lsn, key = order.popleft()
-            if self._unseen[key][0] == lsn:
-                del self._unseen[key]
-        while self._waiting and (self._waiting[0][0] <= watermark or projector.failure is not None):
-            heapq.heappop(self._waiting)[2].set()
-        if self._store.log.failure is not None:
-            for lsn, _, event in self._waiting:
-                if self._out_of_reach(self._store, lsn):
-                    event.set()
-
-    def _out_of_reach(self, store: OpenStore, lsn: int) -> bool:
-        """Whether the projection waits for a flush of ``lsn`` that does not come any more."""
-        return store.log.failure is not None and lsn > store.projection.projector.readable_lsn
+        if self._visibility is not None:
+            self._visibility.advanced()
 
     def _room_was_made(self) -> None:
         self._committed_once.set()
         self._committed_once = anyio.Event()
 
-    def _wake_all(self) -> None:
-        while self._waiting:
-            heapq.heappop(self._waiting)[2].set()
+    @property
+    def _visible(self) -> Visibility:
+        assert self._visibility is not None
+        return self._visibility
 
     # -- waiting
-
-    async def _wait_visible(self, store: OpenStore, lsn: int, timeout_seconds: float) -> None:
-        """Wait until the projection shows ``lsn``.
-
-        Raises:
-            WaitTimeoutError: it did not within ``timeout_seconds``.
-            ProjectionUnavailableError: the projector has stopped.
-            StoreClosedError: the store was closed meanwhile.
-            UnknownOutcomeError: it was acknowledged before its flush, as ``SyncMode.INTERVAL`` does, and that failed.
-        """
-        projector = store.projection.projector
-        if projector.watermark >= lsn:
-            return
-        entry = (lsn, next(self._ties), anyio.Event())
-        heapq.heappush(self._waiting, entry)
-        projector.notify(urgent=True)
-        try:
-            with anyio.move_on_after(timeout_seconds):
-                if projector.failure is None and not self._out_of_reach(store, lsn):
-                    await entry[2].wait()
-        finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
-        if projector.watermark >= lsn:
-            return
-        if self._closed.is_set():
-            raise StoreClosedError(f"the store was closed; LSN {lsn} is durable and not visible yet")
-        if self._out_of_reach(store, lsn):
-            raise UnknownOutcomeError(
-                f"LSN {lsn} was acknowledged before its flush, and that failed ({store.log.failure}). Reopen the store "
-                "to see whether it was recorded, or read with consistency='eventual'"
-            )
-        if projector.failure is not None:
-            raise ProjectionUnavailableError(f"{projector.blocked}; LSN {lsn} is durable and not visible")
-        raise WaitTimeoutError(lsn, projector.watermark, timeout_seconds, projector.blocked)
 
     async def wait_for(self, consistency: str | int, timeout_seconds: float | None = None) -> None:
         """Wait until a read sees what ``consistency`` asks for (checked by the facade)."""
@@ -342,7 +278,7 @@ class Engine:
         if consistency == "strong":
             lsn = store.log.durable_lsn
         timeout = self.options.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
-        await self._wait_visible(store, lsn, timeout)
+        await self._visible.wait(lsn, timeout)
 
     async def flush(self, timeout_seconds: float | None = None) -> int:
         """Make everything acknowledged durable and visible.
@@ -372,7 +308,7 @@ class Engine:
             if goal <= projector.watermark:
                 await self._committed_once.wait()
                 continue
-            await self._wait_visible(store, goal, max(0.0, deadline - time.monotonic()))
+            await self._visible.wait(goal, max(0.0, deadline - time.monotonic()))
 
     # -- writing
 
@@ -450,14 +386,14 @@ class Engine:
     async def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
         """Which of ``memory_ids`` exist after every durable event; the caller holds them by :meth:`locked`."""
         store = self.store()
-        await self._wait_visible(store, self._opened_lsn, self.options.wait_timeout_seconds)
+        await self._visible.wait(self._opened_lsn, self.options.wait_timeout_seconds)
         found: set[str] = set()
         unknown: list[str] = []
         for memory_id in memory_ids:
-            unseen = self._unseen.get((namespace, memory_id))
-            if unseen is None:
+            exists = self._visible.exists((namespace, memory_id))
+            if exists is None:
                 unknown.append(memory_id)
-            elif unseen[1]:
+            elif exists:
                 found.add(memory_id)
         if unknown:
             # no unseen event: all of the memory's events were visible, or dead letters, before this read begins

@@ -97,8 +97,8 @@ def _check_calls(calls: list[_Call], folder: Path, fault_report: FaultReport) ->
 def _assert_nothing_is_left(memory: AsyncMemory) -> None:
     engine = memory._engine
     assert engine is not None
-    assert (engine._in_flight, engine._locks, engine._waiting, engine._unseen) == (0, {}, [], {})
-    assert not engine._unseen_order
+    assert (engine._in_flight, engine._locks) == (0, {})
+    assert engine._visible.idle
 
 
 @pytest.mark.anyio
