@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief
 from pixelmemory.events import MemoryUpdated
 from pixelmemory.filters import Filter, parse_filter
 from pixelmemory.opening import OpenStore
@@ -108,7 +109,7 @@ def check_search(
         if isinstance(min_score, bool) or not isinstance(min_score, (int, float)):
             raise InvalidTypeError("min_score", f"must be a number, not {type(min_score).__name__}")
         if not -1 <= min_score <= 1:
-            raise InvalidArgumentError("min_score", f"must be from -1 to 1, not {min_score}")
+            raise InvalidArgumentError("min_score", f"must be from -1 to 1, not {brief(min_score)}")
         if query is None and vector is None:
             raise InvalidArgumentError("min_score", "needs query or vector")
         min_score = float(min_score)
@@ -129,9 +130,10 @@ def check_consistency(value: object) -> str | int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidTypeError("consistency", f"must be a str or an LSN, not {type(value).__name__}")
     if isinstance(value, str) and value not in ("session", "eventual", "strong"):
-        raise InvalidArgumentError("consistency", f"must be 'session', 'eventual', 'strong' or an LSN, not {value!r}")
+        reason = f"must be 'session', 'eventual', 'strong' or an LSN, not {brief(value)}"
+        raise InvalidArgumentError("consistency", reason)
     if isinstance(value, int) and value < 0:
-        raise InvalidArgumentError("consistency", f"must be an LSN from 0, not {value}")
+        raise InvalidArgumentError("consistency", f"must be an LSN from 0, not {brief(value)}")
     return value
 
 
@@ -142,5 +144,8 @@ def check_timeout(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidTypeError("timeout", f"must be a number of seconds, not {type(value).__name__}")
     if not value >= 0:
-        raise InvalidArgumentError("timeout", f"must not be negative, not {value}")
-    return float(value)
+        raise InvalidArgumentError("timeout", f"must not be negative, not {brief(value)}")
+    try:
+        return float(value)
+    except OverflowError:  # an integer that no float holds
+        return math.inf

@@ -70,6 +70,29 @@ __all__ = [
 ]
 
 
+def brief(value: object) -> str:
+    """``value`` as a message shows it: its repr, shortened; never fails, however large or odd ``value`` is."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - such as an integer of more digits than Python writes out
+        text = f"a value of type {type(value).__name__}"
+    return shortened(text, 100)
+
+
+def shortened(text: str, chars_max: int) -> str:
+    """``text`` in at most ``chars_max`` characters, with those escaped that a terminal or a log would act upon."""
+    half = (chars_max - 3) // 2
+    if len(text) > chars_max:
+        text = f"{text[:half]}...{text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+#: what a caller's text may take of a message, of the place and of the reason
+_FIELD_CHARS_MAX, _REASON_CHARS_MAX = 300, 1000
+
+
 class PixelmemoryError(Exception):
     """Base of every error raised by this package."""
 
@@ -83,7 +106,7 @@ class InvalidArgumentError(PixelmemoryError, ValueError):
     """
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field} {reason}")
+        super().__init__(f"{shortened(field, _FIELD_CHARS_MAX)} {shortened(reason, _REASON_CHARS_MAX)}")
         self.field = field
         self.reason = reason
 
@@ -125,7 +148,7 @@ class InvalidTypeError(PixelmemoryError, TypeError):
     """
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field} {reason}")
+        super().__init__(f"{shortened(field, _FIELD_CHARS_MAX)} {shortened(reason, _REASON_CHARS_MAX)}")
         self.field = field
         self.reason = reason
 

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidFilterError, InvalidTypeError
+from pixelmemory.errors import InvalidArgumentError, InvalidFilterError, InvalidTypeError, brief
 from pixelmemory.options import Options
 from pixelmemory.values import plain_json
 
@@ -117,23 +117,21 @@ class _Parser:
             elif key.startswith("$"):
                 raise InvalidFilterError(place, _misplaced(key))
             else:
-                path = _split_path(key)
-                self._count_nodes(len(path) - 1)
-                items.append(self._field_filter(path, operand, place, depth))
+                items.append(self._field_filter(_split_path(key), operand, place, depth))
         return items[0] if len(items) == 1 else And(tuple(items))
 
     def _field_filter(self, path: tuple[str, ...], operand: object, field: str, depth: int) -> Filter:
         """What a field must be: a plain value, or a dict of operators that are all to hold."""
         self._check_depth(depth)
         if not isinstance(operand, Mapping) or not any(isinstance(key, str) and key[:1] == "$" for key in operand):
-            self._count_nodes(1)
+            self._count_nodes(len(path))
             return Condition(path, Operator.EQ, self._literal(operand, field))
         operators = self._items(operand, field)
         items = [self._operator(path, key, value, f"{field}.{key}", depth) for key, value in operators]
         return items[0] if len(items) == 1 else And(tuple(items))
 
     def _operator(self, path: tuple[str, ...], key: str, operand: object, field: str, depth: int) -> Filter:
-        self._count_nodes(1)
+        self._count_nodes(len(path))
         match key:
             case "$eq":
                 return Condition(path, Operator.EQ, self._literal(operand, field))
@@ -149,7 +147,7 @@ class _Parser:
                 return Condition(path, Operator(key), self._ordered(operand, field))
             case "$exists":
                 if not isinstance(operand, bool):
-                    raise InvalidFilterError(field, f"must be given True or False, not {operand!r:.80}")
+                    raise InvalidFilterError(field, f"must be given True or False, not {brief(operand)}")
                 found = Condition(path, Operator.EXISTS, True)
                 return found if operand else Not(found)
             case "$and" | "$or" | "$not":
@@ -189,11 +187,15 @@ class _Parser:
     def _items(self, value: object, field: str) -> list[tuple[str, Any]]:
         if not isinstance(value, Mapping):
             raise InvalidFilterError(field, f"must be a dict, not {type(value).__name__}")
-        for key in value:
+        items: list[tuple[str, Any]] = []
+        for key, item in value.items():
             if not isinstance(key, str):
-                raise InvalidFilterError(field, f"has the key {key!r:.80}, and keys must be strings")
-            self._literal(key, field)
-        return list(value.items())
+                raise InvalidFilterError(field, f"has the key {brief(key)}, and keys must be strings")
+            items.append((self._literal(key, field), item))
+            # an operator is a node; so an endless mapping ends as well
+            if len(items) > self._options.filter_nodes_max:
+                self._count_nodes(len(items))
+        return items
 
     def _literal(self, value: object, field: str) -> Any:
         try:
@@ -207,7 +209,7 @@ class _Parser:
         return literal
 
     def _count_nodes(self, nodes: int) -> None:
-        """A condition is a node, and so is a logical operator and every step of a path beyond the first."""
+        """A logical operator of whole filters is a node, and so is every step of a path in each of its conditions."""
         self._nodes += nodes
         if self._nodes > self._options.filter_nodes_max:
             limit = self._options.filter_nodes_max
@@ -235,19 +237,8 @@ def _split_path(text: str) -> tuple[str, ...]:
     """
     if text.lstrip("\\")[:1] == "$":
         text = text[1:]
-    keys = [""]
-    position = 0
-    while position < len(text):
-        if text.startswith("\\.", position):
-            keys[-1] += "."
-            position += 2
-        elif text[position] == ".":
-            keys.append("")
-            position += 1
-        else:
-            keys[-1] += text[position]
-            position += 1
-    return tuple(keys)
+    # no key has a NUL: it can stand for an escaped dot meanwhile
+    return tuple(key.replace("\0", ".") for key in text.replace("\\.", "\0").split("."))
 
 
 # ------------------------------------------------------------------------------------------------------ meaning

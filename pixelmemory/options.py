@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief
 
 __all__ = ["Layout", "Options", "SyncMode"]
 
@@ -173,7 +173,7 @@ def _check_field(name: str, value: object, kind: str) -> None:
             )
         minimum = _MINIMUM.get(name, 1)
         if not minimum <= value < float("inf"):
-            raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {value}")
+            raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {brief(value)}")
         if value > (maximum := _MAXIMUM.get(name, value)):
             raise InvalidArgumentError(name, f"must not be more than {maximum}")
     elif kind in ("SyncMode", "Layout"):

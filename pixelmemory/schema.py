@@ -26,7 +26,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import inspect
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, SchemaViolationError
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, SchemaViolationError, brief
 from pixelmemory.values import check_timestamp
 
 __all__ = ["ColumnKind", "Schema", "parse_schema"]
@@ -220,7 +220,7 @@ def _check_names(names: list[Any]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if not isinstance(name, str):
-            raise InvalidTypeError("schema", f"has the key {name!r}, and keys must be strings")
+            raise InvalidTypeError("schema", f"has the key {brief(name)}, and keys must be strings")
         field = f"schema.{name}"
         if not (name.isidentifier() and name.isascii()) or name.startswith("_") or keyword.iskeyword(name):
             raise InvalidArgumentError(

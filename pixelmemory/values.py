@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError, brief
 from pixelmemory.options import Options
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def encode_metadata(value: object, options: Options, field: str = "metadata") ->
     try:
         text = _encoder.encode(value if _is_plain(value, options, field) else plain_json(value, options, field))
     except UnicodeEncodeError:
-        text = _encoder.encode(_Copier(options, field).copy(value, field, 1))  # raises, and names the field
+        text = _encoder.encode(_copied(value, options, field))  # raises, and names the field
     if len(text) > options.metadata_bytes_max:
         reason = f"takes {len(text)} bytes as JSON, and the limit (metadata_bytes_max) is {options.metadata_bytes_max}"
         raise LimitExceededError(field, reason)
@@ -259,7 +259,14 @@ def plain_json(value: object, options: Options, field: str) -> Any:
             return msgspec.json.decode(_encoder.encode(value))
     except UnicodeEncodeError:
         pass  # the walk names the place
-    return _Copier(options, field).copy(value, field, 1)
+    return _copied(value, options, field)
+
+
+def _copied(value: object, options: Options, field: str) -> Any:
+    try:
+        return _Copier(options, field).copy(value, field, 1)
+    except RecursionError:  # within the limit, but the caller's own calls have left too little of Python's
+        raise LimitExceededError(field, "is nested too deeply for what is left of Python's recursion limit") from None
 
 
 def _too_long(options: Options, field: str) -> LimitExceededError:
@@ -323,9 +330,9 @@ class _Copier:
         copied: dict[str, Any] = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InvalidTypeError(field, f"has the key {key!r}, and keys must be strings, not {_kind(key)}")
+                raise InvalidTypeError(field, f"has the key {brief(key)}, and keys must be strings, not {_kind(key)}")
             if reason := _bad_text(key):
-                raise InvalidArgumentError(field, f"has the key {key!r}, which {reason}")
+                raise InvalidArgumentError(field, f"has the key {brief(key)}, which {reason}")
             copied[str.__str__(key)] = self.copy(item, f"{field}.{key}", depth + 1)
         if len(copied) != len(value):
             raise InvalidArgumentError(field, "has two keys with the same text")
@@ -419,7 +426,7 @@ def check_limit(value: object) -> int:
     except TypeError:  # an array has the method and no value
         raise InvalidTypeError("limit", f"must be an integer, not {_kind(value)}") from None
     if limit < 0:
-        raise InvalidArgumentError("limit", f"must be at least 0, not {limit}")
+        raise InvalidArgumentError("limit", f"must be at least 0, not {brief(limit)}")
     return min(limit, _INT64_MAX)
 
 
@@ -510,7 +517,7 @@ def check_entry(
     if not isinstance(entry, Mapping):
         raise InvalidTypeError(field or "entry", f"must be a dict with 'content', not {_kind(entry)}")
     if unknown := [key for key in entry if key not in _ENTRY_KEYS]:
-        names, known = ", ".join(map(repr, unknown)), ", ".join(sorted(_ENTRY_KEYS))
+        names, known = ", ".join(map(brief, unknown[:5])), ", ".join(sorted(_ENTRY_KEYS))
         raise InvalidArgumentError(field or "entry", f"has unknown keys: {names}; known are {known}")
     if "content" not in entry:
         raise InvalidArgumentError(field or "entry", "has no 'content'")

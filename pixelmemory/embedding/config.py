@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief
 
 __all__ = ["DTYPES", "EmbeddingConfig", "parse_embedding_config"]
 
@@ -49,6 +49,7 @@ class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 _TEXT_KEYS = ("model_id", "device", "dtype", "query_prompt", "document_prompt")
 _COUNT_KEYS = ("batch_size", "dimensions")
+_COUNT_MAX = 2**31 - 1
 _FLAG_KEYS = ("normalize", "trust_remote_code")
 #: what says how a model of ours runs, and so means nothing to a function or to given vectors
 _MODEL_KEYS = ("device", "dtype", "batch_size", "query_prompt", "document_prompt", "trust_remote_code")
@@ -81,7 +82,7 @@ def parse_embedding_config(value: object) -> EmbeddingConfig | None:
     for key in value:
         if key not in EmbeddingConfig.__struct_fields__:
             allowed = ", ".join(EmbeddingConfig.__struct_fields__)
-            raise InvalidArgumentError(f"embedding_config[{key!r}]", f"is not a known key; the keys are {allowed}")
+            raise InvalidArgumentError(f"embedding_config[{brief(key)}]", f"is not a known key; the keys are {allowed}")
     given = {key: item for key, item in value.items() if item is not None}
     for key, item in given.items():
         _check_value(key, item)
@@ -100,7 +101,9 @@ def _check_value(key: str, item: object) -> None:
         if isinstance(item, bool) or not isinstance(item, int):
             raise InvalidTypeError(field, f"must be an int, not {kind}")
         if item < 1:
-            raise InvalidArgumentError(field, f"must be at least 1, not {item}")
+            raise InvalidArgumentError(field, f"must be at least 1, not {brief(item)}")
+        if item > _COUNT_MAX:
+            raise InvalidArgumentError(field, f"must be at most {_COUNT_MAX}, not {brief(item)}")
     elif key in _FLAG_KEYS:
         if not isinstance(item, bool):
             raise InvalidTypeError(field, f"must be a bool, not {kind}")
@@ -113,8 +116,10 @@ def _check_text(key: str, field: str, text: str) -> None:
         raise InvalidArgumentError(field, "must not be empty")
     if "\0" in text:
         raise InvalidArgumentError(field, "must not contain NUL")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise InvalidArgumentError(field, "must not contain a lone surrogate")
     if key == "dtype" and text not in DTYPES:
-        raise InvalidArgumentError(field, f"must be one of {', '.join(DTYPES)}, not {text!r}")
+        raise InvalidArgumentError(field, f"must be one of {', '.join(DTYPES)}, not {brief(text)}")
 
 
 def _check_source(given: dict[str, Any]) -> None:

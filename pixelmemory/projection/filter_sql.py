@@ -36,6 +36,10 @@ IN_LOOKUPS_MAX: Final = 100
 #: of these, objects and lists
 IN_NESTED_MAX: Final = 8
 
+#: keys and characters of a path up to which containment serves: it nests as deep, and repeats it for each operand
+PATH_KEYS_MAX: Final = 100
+PATH_CHARS_MAX: Final = 1000
+
 _SIGNS: Final = {Operator.GT: ">", Operator.GTE: ">=", Operator.LT: "<", Operator.LTE: "<="}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
@@ -130,7 +134,7 @@ class _Compiler:
             case Operator.EQ:
                 return self._any_equal(condition.path, [condition.operand], whole=True)
             case Operator.IN if _is_long(condition.operand):
-                return self._any_equal_by_hash(condition.path, condition.operand)
+                return self._any_equal_by_hash(condition.path, condition.operand, whole=True)
             case Operator.IN:
                 return self._any_equal(condition.path, condition.operand, whole=True)
             case _:
@@ -142,6 +146,8 @@ class _Compiler:
 
     def _any_equal(self, path: tuple[str, ...], operands: Sequence[Any], *, whole: bool) -> str:
         """The value is a list with an element equal to an operand; or, if ``whole``, is itself equal to one."""
+        if len(path) > PATH_KEYS_MAX or sum(map(len, path)) > PATH_CHARS_MAX:
+            return self._any_equal_by_hash(path, operands, whole=whole)
         contained: list[str] = []
         parts: list[str] = []
         for operand in operands:
@@ -159,11 +165,12 @@ class _Compiler:
             parts.append(f"{self._metadata} @> ANY({self._parameter(contained, 'jsonb[]')})")
         return self._joined(" OR ", parts, "FALSE")
 
-    def _any_equal_by_hash(self, path: tuple[str, ...], operands: Sequence[Any]) -> str:
+    def _any_equal_by_hash(self, path: tuple[str, ...], operands: Sequence[Any], *, whole: bool) -> str:
         """As :meth:`_any_equal` of many operands. Containment would try one after the other for every row."""
         value = self._value(path)
         test = f"= ANY({self._parameter([_json(operand) for operand in operands], 'jsonb[]')})"
-        return f"({value} {test} OR (jsonb_typeof({value}) = 'array' AND {self._has_element(path, test)}))"
+        element = f"(jsonb_typeof({value}) = 'array' AND {self._has_element(path, test)})"
+        return f"({value} {test} OR {element})" if whole else element
 
     def _contains(self, text: str) -> str:
         return f"{self._metadata} @> {self._parameter(text, 'jsonb')}"
