@@ -10,6 +10,8 @@ Rules of evolution, so that a log written today is read by every later version:
 3. A new field has a default, and the default means what its absence meant before.
 4. A change that breaks rule 2 or 3 is a new event type with a new tag; the old one is read for ever.
 
+Events hold strings, bytes and numbers alone and are many at a time, so the garbage collector need not look at them.
+
 Metadata travels as the exact JSON text (UTF-8) that was made from the caller's value, so that key order, large
 integers and floats come back as they went in.
 """
@@ -23,7 +25,7 @@ import msgspec
 __all__ = ["EVENT_TYPES", "Event", "MemoryAdded", "MemoryDeleted", "MemoryUpdated", "decode_event", "encode_event"]
 
 
-class MemoryAdded(msgspec.Struct, frozen=True, tag_field="t", tag=1, omit_defaults=True):
+class MemoryAdded(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=1, omit_defaults=True):
     """A memory came into being."""
 
     #: 1 to 255 characters
@@ -39,7 +41,7 @@ class MemoryAdded(msgspec.Struct, frozen=True, tag_field="t", tag=1, omit_defaul
     embedding: bytes | None = None
 
 
-class MemoryUpdated(msgspec.Struct, frozen=True, tag_field="t", tag=2, omit_defaults=True):
+class MemoryUpdated(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=2, omit_defaults=True):
     """Content, metadata or both were replaced; None leaves the field as it was."""
 
     namespace: str
@@ -50,7 +52,7 @@ class MemoryUpdated(msgspec.Struct, frozen=True, tag_field="t", tag=2, omit_defa
     embedding: bytes | None = None
 
 
-class MemoryDeleted(msgspec.Struct, frozen=True, tag_field="t", tag=3, omit_defaults=True):
+class MemoryDeleted(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=3, omit_defaults=True):
     """A memory was deleted; its id may be added again."""
 
     namespace: str

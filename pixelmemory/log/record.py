@@ -79,8 +79,8 @@ class FrameKind:
     SEAL = 3
 
 
-class StoredEvent(NamedTuple):
-    """An event with what the log knows of it."""
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event with what the log knows of it. Many at a time: the garbage collector need not look at them."""
 
     lsn: int
     #: 16 bytes, unique for ever

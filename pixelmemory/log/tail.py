@@ -14,19 +14,16 @@ from pixelmemory.log.record import StoredEvent
 __all__ = ["Tail"]
 
 
-class _Part(NamedTuple):
-    """The events of one append."""
-
-    events: Sequence[Event]
-    event_ids: bytes
-    logged_at_ns: int
-
-
 class _TailFrame(NamedTuple):
+    """One frame, in few objects: the garbage collector looks at all that are kept for long."""
+
     first_lsn: int
-    event_count: int
     byte_count: int
-    parts: tuple[_Part, ...]
+    events: Sequence[Event]
+    #: 16 bytes for each event
+    event_ids: bytes
+    #: for each event
+    logged_at_ns: Sequence[int]
 
 
 class Tail:
@@ -48,8 +45,10 @@ class Tail:
         """Keep the frame that ``appends`` became."""
         first_lsn = appends[0].first_lsn
         assert first_lsn is not None
-        parts = tuple(_Part(a.events, a.event_ids, a.logged_at_ns) for a in appends)
-        frame = _TailFrame(first_lsn, sum(a.event_count for a in appends), byte_count, parts)
+        events = [event for append in appends for event in append.events]
+        event_ids = b"".join([append.event_ids for append in appends])
+        logged_at_ns = [append.logged_at_ns for append in appends for _ in append.events]
+        frame = _TailFrame(first_lsn, byte_count, events, event_ids, logged_at_ns)
         with self._lock:
             self._frames.append(frame)
             self._first_lsns.append(first_lsn)
@@ -73,7 +72,7 @@ class Tail:
                 return None
             for index in range(at, len(self._frames)):
                 frame = self._frames[index]
-                count = frame.first_lsn + frame.event_count - max(from_lsn, frame.first_lsn)
+                count = frame.first_lsn + len(frame.events) - max(from_lsn, frame.first_lsn)
                 if count <= 0:
                     return None
                 if taken and (count > events_left or frame.byte_count > bytes_left):
@@ -81,17 +80,17 @@ class Tail:
                 taken.append(frame)
                 events_left -= count
                 bytes_left -= frame.byte_count
-        return [event for frame in taken for event in _stored(frame) if event.lsn >= from_lsn]
+        return [event for frame in taken for event in _stored(frame, from_lsn)]
 
 
-_EMPTY = _TailFrame(0, 0, 0, ())
+_EMPTY = _TailFrame(0, 0, (), b"", ())
 
 
-def _stored(frame: _TailFrame) -> list[StoredEvent]:
-    stored: list[StoredEvent] = []
-    lsn = frame.first_lsn
-    for events, event_ids, logged_at_ns in frame.parts:
-        for index, event in enumerate(events):
-            stored.append(StoredEvent(lsn, event_ids[16 * index : 16 * index + 16], logged_at_ns, event))
-            lsn += 1
-    return stored
+def _stored(frame: _TailFrame, from_lsn: int) -> list[StoredEvent]:
+    """The events of ``frame`` from ``from_lsn`` on."""
+    ids = frame.event_ids
+    return [
+        StoredEvent(frame.first_lsn + index, ids[16 * index : 16 * index + 16], frame.logged_at_ns[index], event)
+        for index, event in enumerate(frame.events)
+        if frame.first_lsn + index >= from_lsn
+    ]

@@ -21,16 +21,18 @@ from pixelmemory.log import StoredEvent
 __all__ = ["Change", "fold"]
 
 
-class Change(msgspec.Struct):
-    """What a batch does to one memory.
+class Change(msgspec.Struct, gc=False):
+    """What a batch does to one memory. Many at a time: the garbage collector need not look at them.
 
     ``content``, ``metadata_json`` and ``embedding`` are the row's new values; None means "as it is" in a patch.
     """
 
     namespace: str
     memory_id: str
-    #: LSNs of the events folded in, ascending
-    lsns: list[int]
+    #: the last LSN folded in
+    lsn: int
+    #: those before it, ascending; None where there are none
+    earlier_lsns: list[int] | None = None
     delete: bool = False
     insert: bool = False
     patch: bool = False
@@ -40,9 +42,9 @@ class Change(msgspec.Struct):
     created_at_us: int | None = None
 
     @property
-    def lsn(self) -> int:
-        """The last LSN folded in."""
-        return self.lsns[-1]
+    def lsns(self) -> list[int]:
+        """LSNs of the events folded in, ascending."""
+        return [*(self.earlier_lsns or ()), self.lsn]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -75,7 +77,11 @@ def fold(events: Iterable[StoredEvent]) -> dict[tuple[str, str], Change]:
         key = (event.namespace, event.memory_id)
         change = changes.get(key)
         if change is None:
-            change = changes[key] = Change(event.namespace, event.memory_id, [])
-        change.lsns.append(stored.lsn)
+            change = changes[key] = Change(event.namespace, event.memory_id, stored.lsn)
+        else:
+            if change.earlier_lsns is None:
+                change.earlier_lsns = []
+            change.earlier_lsns.append(change.lsn)
+            change.lsn = stored.lsn
         change._apply(event)
     return changes

@@ -16,6 +16,7 @@ from pixelmemory.log.record import (
     FRAME_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Frame,
+    StoredEvent,
     build_frame,
     check_records,
     count_zero_sectors,
@@ -95,7 +96,8 @@ def test_events_come_back_from_a_frame(events: list[Event], first_lsn: int, logg
     assert frame.total_bytes % 64 == 0
     check_records(frame, PATH)
     assert decode_records(frame, PATH) == [
-        (first_lsn + i, event_ids[16 * i : 16 * i + 16], logged_at_ns, event) for i, event in enumerate(events)
+        StoredEvent(first_lsn + i, event_ids[16 * i : 16 * i + 16], logged_at_ns, event)
+        for i, event in enumerate(events)
     ]
 
 
