@@ -21,6 +21,8 @@ from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
 __all__ = [
     "ProjectionGuard",
     "connection_string",
+    "embedded_folder",
+    "empty_pixeltable_logs",
     "is_infrastructure_error",
     "revive_server",
     "start_pixeltable",
@@ -98,6 +100,44 @@ def revive_server() -> None:
     if server is not None:
         with server._lock:
             server.ensure_postgres_running()
+
+
+def embedded_folder() -> Path | None:
+    """The data folder of Pixeltable's embedded PostgreSQL; None where the database is another's."""
+    from pixeltable.env import Env
+
+    server = Env.get()._db_server
+    return None if server is None else Path(server.pgdata)
+
+
+def empty_pixeltable_logs() -> None:
+    """Empty every log file in Pixeltable's home: an error that is logged there can quote the values of its statement.
+
+    Another process that has one open goes on writing where it was; what was before that then reads as zeros.
+    """
+    from pixeltable.env import Env
+
+    folder = Env.get()._log_dir
+    if folder is None:
+        return
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    opened = {
+        Path(handler.baseFilename): handler
+        for logger in loggers
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    }
+    for path in folder.glob("*.log"):
+        handler = opened.get(path.absolute())
+        if handler is None:
+            os.truncate(path, 0)
+            continue
+        with handler.lock or contextlib.nullcontext():
+            if handler.stream is None:
+                os.truncate(path, 0)
+            else:
+                handler.stream.seek(0)
+                handler.stream.truncate()
 
 
 #: how long the claim of a process that has ended may last: until the server notices that its client is gone

@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
@@ -446,6 +446,35 @@ class Projector:
         self._dead_keys = _first_lsns(dead)
         self._on_watermark(self.watermark)
         return len(revived)
+
+    def forget_dead_letters(self, namespace: str, memory_ids: Collection[str] | None, up_to_lsn: int) -> list[int]:
+        """Drop the dead letters of erased memories; to be run by :meth:`request`.
+
+        Later events that only waited behind them are tried again, and with them every other dead letter.
+
+        Args:
+            memory_ids: which memories; None for all of the namespace.
+            up_to_lsn: letters of later events stay.
+
+        Returns:
+            The LSNs of those that were dropped.
+        """
+        wanted = None if memory_ids is None else set(memory_ids)
+        forgotten = [
+            lsn
+            for lsn, letter in sorted(self.dead_letters.items())
+            if lsn <= up_to_lsn and letter.namespace == namespace and (wanted is None or letter.memory_id in wanted)
+        ]
+        if forgotten:
+            self._writer.apply([], {}, checkpoint_lsn=None, revived_lsns=forgotten)
+        for lsn in forgotten:
+            del self.dead_letters[lsn]
+        self._dead_keys = _first_lsns(self.dead_letters.values())
+        waited_for = {letter.blocked_by for letter in self.dead_letters.values()} - {None}
+        if not waited_for <= self.dead_letters.keys():  # also where a kill came in between the last time
+            self.retry_dead_letters()
+        self._on_watermark(self.watermark)
+        return forgotten
 
     def exists_after_dead_letters(self, namespace: str, memory_id: str) -> bool | None:
         """Whether a memory exists after its dead letters; None where they do not tell, and its row does.

@@ -4,7 +4,8 @@ Pixeltable's fluent API costs 30 to 60 ms a query and one transaction a call; th
 costs a millisecond. What is used here, and nowhere else:
 
 - the physical names of a table, its columns, its embedding column and its HNSW index;
-- ``v_max = MAX_VERSION`` for the live rows of a data-versioned table;
+- ``v_max = MAX_VERSION`` for the live rows of a data-versioned table, whose other rows are its history;
+- the tables of views and snapshots, whose ``rowid`` is that of the row they were made from (used by ``purge``);
 - ``catalog.begin_xact``, which joins writes to several tables in one transaction.
 
 :func:`check` compares all of it with the public API when a store is opened; where they disagree (another version of
@@ -20,6 +21,7 @@ from typing import Any
 
 import msgspec
 import pixeltable as pxt
+import psycopg
 import sqlalchemy as sql
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "advance_checkpoint",
     "check",
     "create_index",
+    "derived_tables",
     "drop_graph",
     "resolve",
     "thread_released",
@@ -179,6 +182,18 @@ def drop_graph(table: StoreTable) -> None:
     if table.graph is not None:
         with pxt_transaction(for_write=True) as connection:
             connection.execute(sql.text(f"DROP INDEX IF EXISTS {table.graph}"))
+
+
+def derived_tables(connection: psycopg.Connection[Any], table: StoreTable) -> list[str]:
+    """The tables in PostgreSQL of all views and snapshots of ``table``, and of theirs; all have its ``rowid``."""
+    table_id = table.name.removeprefix("tbl_")
+    rows = connection.execute(
+        "SELECT c.relname FROM tables t JOIN pg_class c ON c.relname = 'view_' || replace(t.id::text, '-', '') "
+        "WHERE strpos(replace((t.md -> 'view_md' -> 'base_versions')::text, '-', ''), %s) > 0 AND c.relkind = 'r' "
+        "ORDER BY c.relname",
+        (table_id,),
+    )
+    return [str(row[0]) for row in rows]
 
 
 #: the minor version of Pixeltable whose internals these are, and the first patch level they were tried with
