@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-from engine_tools import answer_of, pixeltable_home, run_script
+import pytest
+from engine_oracle import check_store
+from engine_poison import refuse_with
+from engine_tools import answer_of, open_memory, pixeltable_home, run_script, vector
 from fault_report import FaultReport, Verdict, rounds
 
 SCRIPT = """
@@ -133,3 +137,61 @@ def test_a_killed_server_comes_back(tmp_path: Path, store_name: str, fault_repor
         "answered at the end": True,
         "visible": acknowledged + 1,
     }
+
+
+CLAIM_SCRIPT = """
+    import json, os, signal, sys
+    from pathlib import Path
+    from engine_tools import open_memory, vector
+    from pixelmemory import StoreLockedError
+
+    home, name = sys.argv[1:]
+    memory = open_memory(home + "/a", name, retry_seconds_min=0.05)
+    memory.add_entry("before", embedding=vector(1))
+    memory.flush()
+    pid_file = Path(os.environ["PIXELTABLE_HOME"]) / "pgdata" / "postmaster.pid"
+    os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
+    memory.add_entry("after", embedding=vector(2))
+    memory.flush()
+    try:
+        open_memory(home + "/b", name)
+        refused = False
+    except StoreLockedError:
+        refused = True
+    print(json.dumps([refused, memory.count()]))
+    memory.close()
+"""
+
+
+def test_the_claim_on_a_projection_outlives_a_restart_of_the_server(tmp_path: Path, store_name: str) -> None:
+    """Else a store of the same name, in another home, would rebuild over it."""
+    with pixeltable_home() as pixeltable:
+        done = run_script(CLAIM_SCRIPT, tmp_path, store_name, PIXELTABLE_HOME=str(pixeltable))
+    assert answer_of(done) == [True, 2]
+
+
+#: disk full, out of memory, too many connections, I/O error, serialization, lock not available, cancelled, shut down
+INFRASTRUCTURE = ("53100", "53200", "53300", "58030", "40001", "55P03", "57014", "57P01", "XX000", "08006")
+
+
+@pytest.mark.parametrize("direct_sql", [True, False], ids=["default", "public API"])
+def test_what_ails_the_database_is_no_fault_of_the_events(
+    tmp_path: Path, store_name: str, direct_sql: bool, fault_report: FaultReport
+) -> None:
+    """Each of PostgreSQL's errors that says nothing about a row: tried again until it is over, and no dead letter."""
+    with open_memory(tmp_path, store_name, retry_seconds_min=0.01, direct_sql=direct_sql) as memory:
+        memory.add_entry("the table exists", embedding=vector(0))
+        memory.flush()
+        for number, sqlstate in enumerate(INFRASTRUCTURE):
+            with refuse_with(store_name, sqlstate):
+                memory.add_entries([{"content": f"{number} {n}", "embedding": vector(n)} for n in range(3)])
+                deadline = time.monotonic() + 60
+                while memory.health().ok and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                problems = memory.health().problems
+                assert any("the database failed and is tried again" in problem for problem in problems), sqlstate
+            memory.flush()
+            assert memory.health().ok
+            assert memory.stats().dead_letters == 0
+        assert len(check_store(tmp_path, store_name)) == 1 + 3 * len(INFRASTRUCTURE)
+    fault_report.add("projection_crash: error of the database", len(INFRASTRUCTURE))

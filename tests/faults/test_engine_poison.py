@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def test_an_update_that_is_refused_keeps_later_events_of_its_memory_in_order(
         assert memory.health().ok
         check_store(tmp_path, store_name)
     fault_report.add("poison: event refused by the projection")
+
+
+def test_events_wait_behind_a_dead_letter_of_an_earlier_life(tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path, store_name) as memory:
+        memory.add_entry("first", memory_id="a", embedding=vector(1))
+        memory.flush()
+        forbid_poison(store_name)
+        memory.update_memory("a", content="poison", embedding=vector(2))
+        memory.flush()
+    with open_memory(tmp_path, store_name) as memory:
+        memory.update_memory("a", content="third", embedding=vector(3))
+        memory.flush()
+        assert set(dead_letters_of(store_name)) == {2, 3}
+        assert [record["content"] for record in memory.search()] == ["first"]
+        let_poison_in(store_name)
+        assert memory.retry_dead_letters() == 2
+        assert [record["content"] for record in memory.search()] == ["third"]
+        check_store(tmp_path, store_name)
 
 
 def test_a_delete_waits_behind_a_dead_letter_and_answers_what_was_acknowledged(tmp_path: Path, store_name: str) -> None:
@@ -220,3 +239,27 @@ def test_a_rebuild_gives_dead_letters_another_chance(tmp_path: Path, store_name:
         assert memory.health().ok
         assert memory.get_memory("p") is not None
         check_store(tmp_path, store_name)
+
+
+@pytest.mark.parametrize("options", [{}, {"direct_sql": False}], ids=["default", "public API"])
+def test_a_table_that_lost_a_column_is_no_fault_of_the_events(
+    tmp_path: Path, store_name: str, options: dict[str, object], fault_report: FaultReport
+) -> None:
+    """They wait, health tells, and a rebuild has them all."""
+    with open_memory(tmp_path, store_name, wait_timeout_seconds=0, retry_seconds_min=0.01, **options) as memory:
+        memory.add_entry("before", memory_id="before", embedding=vector(1))
+        memory.flush(timeout=30)
+        table = memory.get_namespace_table("default_namespace")
+        table.drop_column("metadata_text")
+        assert memory.update_memory("before", metadata={"n": 1})
+        memory.add_entries([{"content": f"after {n}", "embedding": vector(n)} for n in range(3)])
+        deadline = time.monotonic() + 30
+        while memory.health().ok and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert any("metadata_text" in problem for problem in memory.health().problems)
+        assert memory.stats().dead_letters == 0
+    with open_memory(tmp_path, store_name, rebuild=True, **options) as memory:
+        memory.flush()
+        assert memory.health().ok
+        assert len(check_store(tmp_path, store_name)) == 4
+    fault_report.add("a column dropped by a user")

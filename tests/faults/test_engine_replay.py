@@ -15,7 +15,7 @@ import os, sys, threading
 from engine_tools import open_memory, vector
 from pixelmemory.log import set_fault_hook
 
-home, name, direct_sql, point = sys.argv[1:]
+home, name, direct_sql, point, contents = sys.argv[1:]
 deleted, applied = threading.Event(), threading.Event()
 
 def hook(here):
@@ -26,8 +26,7 @@ def hook(here):
 
 memory = open_memory(home, name, direct_sql=direct_sql == "True")
 set_fault_hook(hook)
-contents = ["deleted", "kept", "poison"] if point == "projector.bisect.after" else ["deleted", "kept"]
-memory.add_entries([{"content": each, "memory_id": each, "embedding": vector(1)} for each in contents])
+memory.add_entries([{"content": each, "memory_id": each, "embedding": vector(1)} for each in contents.split()])
 assert applied.wait(30)
 assert memory.delete_memory("deleted")
 deleted.set()
@@ -35,13 +34,24 @@ threading.Event().wait(30)
 """
 
 
-@pytest.mark.parametrize(("direct_sql", "point"), [(False, "apply.rows"), (True, "projector.bisect.after")])
-def test_a_memory_that_was_deleted_stays_deleted(direct_sql: bool, point: str, tmp_path: Path, store_name: str) -> None:
+@pytest.mark.parametrize(
+    ("direct_sql", "point", "contents"),
+    [
+        (False, "apply.rows", "deleted kept"),
+        (True, "projector.bisect.after", "deleted kept poison"),
+        # nothing that is there already refuses the batch when it comes again
+        (True, "projector.bisect.after", "deleted poison"),
+    ],
+    ids=["public API", "default", "default, nothing kept"],
+)
+def test_a_memory_that_was_deleted_stays_deleted(
+    direct_sql: bool, point: str, contents: str, tmp_path: Path, store_name: str
+) -> None:
     with open_memory(tmp_path, store_name, direct_sql=direct_sql) as memory:
         memory.add_entries([{"content": "before", "memory_id": "before", "embedding": vector(0)}])
     if direct_sql:
         forbid_poison(store_name)
-    ended = run_script(LIFE, tmp_path, store_name, direct_sql, point)
+    ended = run_script(LIFE, tmp_path, store_name, direct_sql, point, contents)
     assert ended.returncode == 7, ended.stderr
     if direct_sql:
         let_poison_in(store_name)  # so that nothing is refused, and looked for, when it comes again
@@ -49,5 +59,5 @@ def test_a_memory_that_was_deleted_stays_deleted(direct_sql: bool, point: str, t
         memory.flush()
         assert memory.health().ok, memory.health()
         assert memory.get_memory("deleted") is None
-        assert memory.get_memory("kept") is not None
+        assert (memory.get_memory("kept") is not None) == ("kept" in contents)
         check_store(tmp_path, store_name)

@@ -1,154 +1,137 @@
-"""mutation gate: bugs put into a copy of the log, each of which the battery must catch.
-
-The long form runs the battery on each copy; the short one only checks that each bug can still be put in.
-"""
+"""mutation gate: bugs of the log. See ``mutation_gate``."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
-from fault_report import LONG_FORM, FaultReport
+from fault_report import FaultReport
+from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-class Mutation(NamedTuple):
-    """One bug: ``old`` becomes ``new`` in ``module`` of the log; ``tests`` catch it."""
-
-    name: str
-    module: str
-    old: str
-    new: str
-    tests: str
-
-
-POWER, IO, DAMAGE, KILL, OWNERS, CLOCK = "powerloss", "io_faults", "damage", "kill9", "owners", "clock"
+POWER, IO, DAMAGE, KILL, OWNERS, CLOCK = (
+    (f"faults/test_log_{name}.py",) for name in ("powerloss", "io_faults", "damage", "kill9", "owners", "clock")
+)
 
 MUTATIONS = (
-    Mutation("no sync", "appender", "            self._files.sync(fd)\n", "            pass\n", POWER),
-    Mutation("no sync of a new segment", "segment", "            files.sync(fd)\n", "", POWER),
-    Mutation("no folder sync", "segment", "            files.sync_folder(path.parent)\n", "", POWER),
+    Mutation("no sync", "log/appender", "            self._files.sync(fd)\n", "            pass\n", POWER),
+    Mutation("no sync of a new segment", "log/segment", "            files.sync(fd)\n", "", POWER),
+    Mutation("no folder sync", "log/segment", "            files.sync_folder(path.parent)\n", "", POWER),
     Mutation(
-        "no sync of the folders above", "files", "            files.sync_folder(parent)\n", "            pass\n", POWER
+        "no sync of the folders above",
+        "log/files",
+        "            files.sync_folder(parent)\n",
+        "            pass\n",
+        POWER,
     ),
     Mutation(
         "no folder sync before a seal",
-        "renewal",
+        "log/renewal",
         "        files.sync_folder(log_folder)  #",
         "        pass  #",
         POWER,
     ),
     Mutation(
         "a seal in the page cache is believed",
-        "renewal",
+        "log/renewal",
         "(following.segment.header.recovered or not following.frames)",
         "False",
         POWER,
     ),
     Mutation(
         "a failed sync is tried again",
-        "appender",
+        "log/appender",
         "            self.broken = True\n            raise UnknownOutcomeError(",
         "            return self._files.sync(fd)\n            raise UnknownOutcomeError(",
         IO,
     ),
     Mutation(
         "a failed sync does not poison",
-        "appender",
+        "log/appender",
         "            self.broken = True\n            raise UnknownOutcomeError(",
         "            raise UnknownOutcomeError(",
         IO,
     ),
-    Mutation("acknowledged without a sync", "writer", "if self._sync_mode is SyncMode.ALWAYS:", "if False:", POWER),
-    Mutation("a part of a frame is left", "appender", "            self._files.truncate(self._fd, place)\n", "", IO),
-    Mutation("a short write is not continued", "files", "    while view:\n", "    if view:\n", IO),
-    Mutation("no checksum of the body", "walk", "!= header.body_checksum", "!= header.body_checksum and False", DAMAGE),
-    Mutation("no checksum of a header", "record", "header.checksum == crc32(", "header.checksum != -crc32(", DAMAGE),
+    Mutation("acknowledged without a sync", "log/writer", "if self._sync_mode is SyncMode.ALWAYS:", "if False:", POWER),
+    Mutation(
+        "a part of a frame is left", "log/appender", "            self._files.truncate(self._fd, place)\n", "", IO
+    ),
+    Mutation("a short write is not continued", "log/files", "    while view:\n", "    if view:\n", IO),
+    Mutation(
+        "no checksum of the body", "log/walk", "!= header.body_checksum", "!= header.body_checksum and False", DAMAGE
+    ),
+    Mutation(
+        "no checksum of a header", "log/record", "header.checksum == crc32(", "header.checksum != -crc32(", DAMAGE
+    ),
     Mutation(
         "a bad checksum is the end of the log",
-        "recovery",
+        "log/recovery",
         "        if bad is not None and not self._is_torn(found) and not drop_damaged:\n",
         "        if False:\n",
         DAMAGE,
     ),
     Mutation(
         "damage before intact frames is the end of the log",
-        "recovery",
+        "log/recovery",
         "            if last and not error.foreign:\n",
         "            if False:\n",
         DAMAGE,
     ),
     Mutation(
-        "a missing last segment is not seen", "recovery", "        if found.sealed:\n", "        if False:\n", DAMAGE
+        "a missing last segment is not seen",
+        "log/recovery",
+        "        if found.sealed:\n",
+        "        if False:\n",
+        DAMAGE,
     ),
-    Mutation("a missing log is a new one", "log", "not verified.segments and has_log", "False", DAMAGE),
+    Mutation("a missing log is a new one", "log/log", "not verified.segments and has_log", "False", DAMAGE),
     Mutation(
         "frames are not chained",
-        "walk",
+        "log/walk",
         "header.first_lsn != lsn or header.previous_checksum != checksum",
         "False",
         DAMAGE,
     ),
-    Mutation("a foreign segment is taken", "recovery", "header.store_id != self.store_id", "False", DAMAGE),
+    Mutation("a foreign segment is taken", "log/recovery", "header.store_id != self.store_id", "False", DAMAGE),
     Mutation(
         "the torn tail is not kept",
-        "renewal",
+        "log/renewal",
         "    write_file(files, target, data,",
         "    write_file(files, target, b'',",
         DAMAGE,
     ),
     Mutation(
         "what was not attested is not copied",
-        "renewal",
+        "log/renewal",
         "            if header.kind != FrameKind.EVENTS:\n",
         "            if header.kind != FrameKind.EVENTS or header.durable_lsn == 0:\n",
         POWER,
     ),
     Mutation(
         "a seal is written before the next segment is made",
-        "appender",
+        "log/appender",
         "        fd = self._create(path, header)\n",
         "        write_mark(self._files, self._fd or 0, old, end, FrameKind.SEAL, 'seal')\n"
         "        fd = self._create(path, header)\n",
         KILL,
     ),
-    Mutation("two owners", "lock", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", OWNERS),
-    Mutation("a child of a fork writes", "writer", "os.getpid() != self._pid", "False", OWNERS),
+    Mutation("two owners", "log/lock", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", OWNERS),
     Mutation(
-        "time goes back at an open", "renewal", "max((found.logged_at_ns for", "min((found.logged_at_ns for", CLOCK
+        "a child of a fork writes",
+        "log/writer",
+        "        if os.getpid() != self._pid:\n            raise",
+        "        if False:\n            raise",
+        OWNERS,
     ),
-    Mutation("time goes back", "writer", "if logged_at_ns < self.last_logged_at_ns:", "if False:", CLOCK),
+    Mutation(
+        "time goes back at an open", "log/renewal", "max((found.logged_at_ns for", "min((found.logged_at_ns for", CLOCK
+    ),
+    Mutation("time goes back", "log/writer", "if logged_at_ns < self.last_logged_at_ns:", "if False:", CLOCK),
 )
 
 
-def _source(mutation: Mutation) -> str:
-    return (ROOT / "pixelmemory" / "log" / f"{mutation.module}.py").read_text()
+@needs_the_long_form
+def test_without_a_bug() -> None:
+    check_without_a_bug(MUTATIONS)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "_"))
-def test_mutation_gate(mutation: Mutation, fault_report: FaultReport, tmp_path: Path) -> None:
-    source = _source(mutation)
-    assert mutation.old in source, "the log has changed: put the bug into what stands there now"
-    if not LONG_FORM:
-        return
-    shutil.copytree(ROOT / "pixelmemory", tmp_path / "pixelmemory", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(
-        ROOT / "tests" / "faults", tmp_path / "tests" / "faults", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    target = tmp_path / "pixelmemory" / "log" / f"{mutation.module}.py"
-    target.write_text(source.replace(mutation.old, mutation.new))
-    environment = {name: value for name, value in os.environ.items() if name != "PIXELMEMORY_SOAK_SECONDS"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/faults/test_log_{mutation.tests}.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    fault_report.add("mutation gate: bug caught" if done.returncode == 1 else "mutation gate: bug missed")
-    # 1: tests ran, and failed
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "ImportError" not in done.stdout
-    assert "NameError" not in done.stdout
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=mutation_id)
+def test_mutation_gate(mutation: Mutation, fault_report: FaultReport) -> None:
+    check_mutation(mutation, fault_report)

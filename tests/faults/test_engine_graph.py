@@ -1,0 +1,57 @@
+"""A graph that a kill left half-built is built anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+from engine_tools import open_memory, vector
+
+from pixelmemory import Memory
+from pixelmemory.projection.database import connection_string
+from pixelmemory.projection.graph import GraphKeeper
+
+
+def _keeper(memory: Memory) -> GraphKeeper:
+    engine = memory._memory._engine
+    assert engine is not None
+    assert engine._store is not None
+    keeper = engine._store.projection._graphs
+    assert keeper is not None
+    return keeper
+
+
+def _graph(memory: Memory) -> tuple[str, str]:
+    """The table, and the graph's name in PostgreSQL, which is built."""
+    memory.flush()
+    keeper = _keeper(memory)
+    assert keeper.wait(60)
+    (table,) = keeper._tables.memory_tables()
+    assert keeper.has_graph(table)
+    graph = keeper._tables.store_table(table).graph
+    assert graph is not None
+    return table, graph
+
+
+def _is_valid(graph: str) -> bool:
+    with psycopg.connect(connection_string(), autocommit=True) as connection:
+        row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass", (graph,)).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def test_a_graph_that_was_left_half_built_is_built_anew(tmp_path: Path, store_name: str) -> None:
+    entries = [{"content": f"{n}", "embedding": vector(n)} for n in range(60)]
+    with open_memory(tmp_path, store_name, graph_rows_min=50) as memory:
+        memory.add_entries(entries)
+        _, graph = _graph(memory)
+        assert _is_valid(graph)
+    with psycopg.connect(connection_string(), autocommit=True) as connection:
+        # what CREATE INDEX CONCURRENTLY leaves where it is killed
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (graph,))
+    with open_memory(tmp_path, store_name, graph_rows_min=50) as memory:
+        memory.add_entry("one more", embedding=vector(60))
+        _, graph = _graph(memory)
+        assert _is_valid(graph)
+        assert len(memory.search(vector=vector(3), limit=61)) == 61
+        assert memory.search(vector=vector(3), limit=1)[0]["content"] == "3"

@@ -1,0 +1,501 @@
+"""mutation gate: bugs of the engine, the projector, the projection and the vector cache. See ``mutation_gate``."""
+
+from __future__ import annotations
+
+import pytest
+from fault_report import FaultReport
+from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+CONTRACT = "store/test_contract.py::test_"
+REBUILD = "store/test_rebuild.py::test_"
+SEARCH = "store/test_search_model.py::test_"
+VECTORS = "store/test_schema_and_embedding.py::test_"
+OWNERS = "lifecycle/test_owners.py::test_"
+CLOSING = "lifecycle/test_closing.py::test_"
+PROCESSES = "lifecycle/test_processes.py::test_"
+CACHE = "embedding/test_vector_cache.py::test_"
+CRASH = "faults/test_engine_projection_crash.py::test_a_kill_at_each_point"
+CANCELLED = "faults/test_engine_cancellation.py::test_"
+POISON = "faults/test_engine_poison.py::test_"
+FAILURES = "faults/test_engine_log_failures.py::test_"
+REPLAY = "faults/test_engine_replay.py"
+DEATH = "faults/test_engine_projector_death.py"
+DATABASE = "faults/test_engine_database.py"
+BATCHES = "faults/test_engine_batches.py::test_"
+
+ONE_POISONED = f"{POISON}one_poisoned_event_in_a_batch[default]"
+AILS = f"{DATABASE}::test_what_ails_the_database_is_no_fault_of_the_events[default]"
+REBUILT = f"{REBUILD}a_deleted_projection_is_rebuilt[per namespace]"
+OWN_WRITES = f"{CONTRACT}a_reader_sees_its_own_writes"
+ORDINARY = f"{PROCESSES}an_ordinary_run_prints_nothing_listens_nowhere_and_keeps_its_files_to_the_owner"
+
+MUTATIONS = (
+    # -- the transaction of rows and checkpoint
+    Mutation(
+        "the checkpoint is committed before the rows",
+        "projection/apply",
+        "        with self._transaction([*opened, state, dead]) as connection:\n",
+        "        if checkpoint_lsn is not None:\n"
+        "            with self._transaction([state]) as early:\n"
+        "                self._advance(early, state, checkpoint_lsn)\n"
+        "        with self._transaction([*opened, state, dead]) as connection:\n",
+        (f"{CRASH}[apply.rows]",),
+    ),
+    Mutation(
+        "the checkpoint does not advance",
+        "projection/apply",
+        "            if checkpoint_lsn is not None:\n",
+        "            if False:\n",
+        ("cli/test_cli_tables.py::test_clean_while_open_and_closed",),
+    ),
+    Mutation(
+        "events of a killed life are not replaced but applied again",
+        "projection/projector",
+        "replace = batch.events[0].lsn <= self._replayed_lsn",
+        "replace = False",
+        (REPLAY,),
+    ),
+    Mutation(
+        "a replayed batch leaves what it adds and deletes",
+        "projection/apply",
+        "(replace and not c.patch)",
+        "(replace and c.insert)",
+        (REPLAY,),
+    ),
+    Mutation(
+        "a batch that is applied again does not replace its rows",
+        "projection/apply",
+        "[c for c in changes if c.delete or (replace and not c.patch)]",
+        "[c for c in changes if c.delete]",
+        (f"{BATCHES}a_batch_whose_commit_was_not_heard_of_is_applied_once",),
+    ),
+    Mutation(
+        "a row of a user's keeps an add out",
+        "projection/poison",
+        "checkpoint_lsn=None, replace=True, revived",
+        "checkpoint_lsn=None, replace=False, revived",
+        (f"{POISON}a_row_that_a_user_put_where_an_add_belongs_makes_way",),
+    ),
+    Mutation(
+        "the watermark advances before the commit",
+        "projection/projector",
+        "            try:\n                self._apply(batch, replace=replace)",
+        "            try:\n"
+        "                self.watermark = batch.events[-1].lsn\n"
+        "                self._on_watermark(self.watermark)\n"
+        "                self._apply(batch, replace=replace)",
+        (OWN_WRITES,),
+    ),
+    Mutation(
+        "what is not flushed is projected",
+        "projection/projector",
+        "        if self._options.sync_mode is SyncMode.INTERVAL:\n",
+        "        if False:\n",
+        (f"{FAILURES}a_failed_sync_between_acknowledgements",),
+    ),
+    # -- dead letters
+    Mutation(
+        "a refused event is dropped",
+        "projection/poison",
+        "            dead += letters_of(part[0], reason)\n",
+        "",
+        (ONE_POISONED,),
+    ),
+    Mutation(
+        "a dead letter is not written down",
+        "projection/apply",
+        "            if recorded:\n",
+        "            if False:\n",
+        (ONE_POISONED,),
+    ),
+    Mutation(
+        "a retried dead letter is not taken off the list",
+        "projection/apply",
+        "            if revived_lsns:\n",
+        "            if False:\n",
+        (ONE_POISONED,),
+    ),
+    Mutation(
+        "an update whose memory is not in the table is dropped",
+        "projection/apply",
+        "                missing += self._apply_table(",
+        "                self._apply_table(",
+        (f"{POISON}a_row_that_a_user_deleted_makes_its_updates_dead_letters",),
+    ),
+    Mutation(
+        "events overtake a dead letter of their memory",
+        "projection/projector",
+        "if (blocked_by := self._dead_keys.get(key)) is not None:",
+        "if (blocked_by := None) is not None:",
+        (f"{POISON}an_update_that_is_refused_keeps_later_events_of_its_memory_in_order",),
+    ),
+    Mutation(
+        "events overtake a dead letter of an earlier life",
+        "projection/projector",
+        "        self._dead_keys = _first_lsns(dead_letters)\n",
+        "        self._dead_keys = _first_lsns([])\n",
+        (f"{POISON}events_wait_behind_a_dead_letter_of_an_earlier_life",),
+    ),
+    Mutation(
+        "every error of the database makes dead letters",
+        "projection/database",
+        "    seen: set[int] = set()\n",
+        "    seen: set[int] = set()\n    return False\n",
+        (AILS,),
+    ),
+    Mutation(
+        "a database without room makes dead letters",
+        "projection/database",
+        '("08", "53", "57", "58", "40", "55", "XX")',
+        '("08", "57", "58", "40", "55", "XX")',
+        (AILS,),
+    ),
+    Mutation(
+        "a lost column makes dead letters",
+        "projection/projector",
+        "            if (damage := self._tables.damage(self._names(changes))) is not None:\n",
+        "            if (damage := None) is not None:\n",
+        (f"{POISON}a_table_that_lost_a_column_is_no_fault_of_the_events[default]",),
+    ),
+    Mutation(
+        "a poisoned event is tried again for ever",
+        "projection/database",
+        '        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__\n    return False\n',
+        '        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__\n    return True\n',
+        (f"{POISON}a_dead_letter_is_a_wait_for_nobody",),
+    ),
+    # -- the fold
+    Mutation(
+        "the fold loses an update after an add",
+        "projection/fold",
+        "            if event.content is not None:\n",
+        "            if event.content is not None and not self.insert:\n",
+        (REBUILT,),
+    ),
+    Mutation(
+        "the fold loses a delete after an update",
+        "projection/fold",
+        "self.delete = self.delete or not self.insert",
+        "self.delete = self.delete or not (self.insert or self.patch)",
+        (f"{BATCHES}events_of_a_memory_in_one_batch[default]",),
+    ),
+    Mutation(
+        "the fold loses a delete before an add",
+        "projection/fold",
+        "            self.insert, self.patch = True, False\n",
+        "            self.insert, self.patch, self.delete = True, False, False\n",
+        (f"{BATCHES}events_of_a_memory_in_one_batch[default]",),
+    ),
+    Mutation(
+        "the fold keeps the vector of the content before",
+        "projection/fold",
+        "self.content, self.embedding = event.content, event.embedding\n            if",
+        "self.content = event.content\n            if",
+        (f"{BATCHES}events_of_a_memory_in_one_batch[default]",),
+    ),
+    Mutation(
+        "a memory's time is rounded",
+        "projection/apply",
+        "from_timestamp(change.created_at_us)",
+        "from_timestamp(change.created_at_us // 1000 * 1000)",
+        (f"{CONTRACT}timestamps_of_ones_own_come_back_exactly",),
+    ),
+    Mutation(
+        "an update changes a memory's time",
+        "projection/apply",
+        '{**self._key_columns(change), "lsn": change.lsn}',
+        '{**self._key_columns(change), "lsn": change.lsn, "timestamp": from_timestamp(change.lsn)}',
+        (f"{CONTRACT}an_update_replaces_what_is_given",),
+    ),
+    # -- rows and vectors
+    Mutation(
+        "a delete leaves the row",
+        "projection/apply",
+        "        if changes:\n            for predicate",
+        "        if False:\n            for predicate",
+        (f"{CONTRACT}what_is_deleted_is_gone",),
+    ),
+    Mutation(
+        "new content of an update is not embedded",
+        "projection/preparation",
+        "            if change.content is None or self._dimensions is None:\n",
+        "            if change.content is None or change.patch or self._dimensions is None:\n",
+        (f"{CONTRACT}an_update_with_a_vector",),
+    ),
+    Mutation(
+        "equal texts get one vector",
+        "projection/apply",
+        "(group if _same(known, vector) else deferred).append(change)",
+        "group.append(change)",
+        (f"{VECTORS}equal_texts_keep_their_vectors",),
+    ),
+    Mutation(
+        "the cache believes damaged vectors",
+        "embedding/vector_cache",
+        "    if zlib.crc32(vector, zlib.crc32(digest)) != ",
+        "    if False and zlib.crc32(vector, zlib.crc32(digest)) != ",
+        (f"{CACHE}any_flipped_byte_is_a_miss_and_never_another_vector",),
+    ),
+    Mutation(
+        "the cache gives another text's vector",
+        "embedding/vector_cache",
+        "    if not isinstance(entry, bytes) or len(entry) != 20 + 4 * dimensions or",
+        "    if isinstance(entry, bytes) and len(entry) == 20 + 4 * dimensions:\n"
+        '        return np.frombuffer(entry[20:], dtype="<f4")\n'
+        "    if not isinstance(entry, bytes) or len(entry) != 20 + 4 * dimensions or",
+        (f"{CACHE}an_entry_moved_to_another_key_is_a_miss",),
+    ),
+    Mutation(
+        "the cache gives another model's vector",
+        "embedding/vector_cache",
+        "hashlib.blake2b(fingerprint.encode(), digest_size=16)",
+        "hashlib.blake2b(b'', digest_size=16)",
+        (f"{CACHE}another_model_finds_nothing_and_leaves_nothing_of_the_first",),
+    ),
+    # -- opening
+    Mutation(
+        "a half-made table is taken as it is",
+        "projection/layout",
+        '        pxt.drop_table(path, force=True, if_not_exists="ignore")\n',
+        "        if path in pxt.list_tables(self.path.replace('/', '.')) + pxt.list_tables(self.path):\n"
+        "            return\n",
+        (f"{CRASH}[table.after_create]",),
+    ),
+    Mutation(
+        "a half-made projection is taken as it is",
+        "projection/layout",
+        '            for name in ("registry", "dead_letters"):\n',
+        "            for name in ():\n",
+        (f"{REBUILD}parts_of_the_projection_are_deleted",),
+    ),
+    Mutation(
+        "a half-built graph is left in the way",
+        "projection/graph",
+        "            if _is_valid(connection, table.graph) is False:",
+        "            if False:",
+        ("faults/test_engine_graph.py",),
+    ),
+    Mutation(
+        "another store's projection is taken",
+        "projection/projection",
+        "        if found == state:\n",
+        "        if found.layout == state.layout:\n",
+        (f"{REBUILD}a_foreign_projection_is_rebuilt",),
+    ),
+    Mutation(
+        "a checkpoint ahead of the log is accepted",
+        "projection/projection",
+        "            if checkpoint_lsn > log.durable_lsn:\n",
+        "            if False:\n",
+        (f"{REBUILD}a_checkpoint_ahead_of_the_log_is_refused",),
+    ),
+    Mutation(
+        "two stores write one projection",
+        "projection/database",
+        "            while not self._try_lock(connection):\n",
+        "            while not self._try_lock(connection) and False:\n",
+        (f"{OWNERS}a_store_of_the_same_name_in_another_home_is_refused_while_this_one_is_open",),
+    ),
+    Mutation(
+        "the claim on a projection is not renewed after the server was away",
+        "projection/projection",
+        "        self._guard.renew()\n",
+        "",
+        (f"{DATABASE}::test_the_claim_on_a_projection_outlives_a_restart_of_the_server",),
+    ),
+    Mutation(
+        "Pixeltable's HTTP server is left open",
+        "projection/database",
+        "with contextlib.nullcontext() if keep_http_server else",
+        "with contextlib.nullcontext() if True or keep_http_server else",
+        (ORDINARY,),
+    ),
+    Mutation(
+        "the log's files are for everybody",
+        "log/files",
+        "os.O_TRUNC | os.O_CLOEXEC, 0o600)",
+        "os.O_TRUNC | os.O_CLOEXEC, 0o644)",
+        (ORDINARY,),
+    ),
+    Mutation(
+        "the cache's files are for everybody",
+        "embedding/vector_cache",
+        "os.O_CREAT | os.O_CLOEXEC, 0o600)",
+        "os.O_CREAT | os.O_CLOEXEC, 0o644)",
+        (f"{CACHE}files_are_for_their_owner_alone",),
+    ),
+    # -- the engine: calls
+    Mutation(
+        "updates of one memory run at once",
+        "aio",
+        "engine.locked(checked_namespace, [checked_id])",
+        "engine.locked(checked_namespace, [])",
+        (f"{CANCELLED}updates_and_deletes_are_linearizable_per_memory",),
+    ),
+    Mutation(
+        "deletes of one memory run at once",
+        "aio",
+        "engine.locked(checked_namespace, ids)",
+        "engine.locked(checked_namespace, [])",
+        (f"{CONTRACT}of_many_deletes_of_one_memory_one_counts",),
+    ),
+    Mutation(
+        "adds of one id run at once",
+        "aio",
+        "engine.locked(namespace, given)",
+        "engine.locked(namespace, [])",
+        (f"{CONTRACT}of_many_adds_of_one_id_one_succeeds",),
+    ),
+    Mutation(
+        "a memory that is not visible yet is unknown",
+        "visibility",
+        "        unseen = self._unseen.get(key)\n",
+        "        unseen = None\n",
+        (f"{CONTRACT}an_update_right_after_the_add",),
+    ),
+    Mutation(
+        "a memory is forgotten before it is visible",
+        "visibility",
+        "        while order and order[0][0] <= watermark:\n",
+        "        while order:\n",
+        (f"{CONTRACT}an_update_right_after_the_add",),
+    ),
+    Mutation(
+        "ids are checked before the backlog of the life before is visible",
+        "engine",
+        "        await self._visible.wait(self._opened_lsn, self.options.wait_timeout_seconds)\n        found",
+        "        found",
+        (f"{REBUILD}the_rest_of_a_backlog_is_applied_after_a_reopen",),
+    ),
+    Mutation(
+        "a dead letter's memory is taken from its row",
+        "engine",
+        "    by_row = [memory_id for memory_id, exists in dead.items() if exists is None]\n",
+        "    by_row = list(dead)\n    dead = {}\n",
+        (f"{POISON}a_delete_waits_behind_a_dead_letter_and_answers_what_was_acknowledged",),
+    ),
+    Mutation(
+        "a withdrawn append counts for ever",
+        "engine",
+        "                self._in_flight -= len(events)\n",
+        "",
+        (f"{CANCELLED}a_withdrawn_append_makes_room",),
+    ),
+    Mutation(
+        "a withdrawn append wakes nobody",
+        "engine",
+        "                self._room_was_made()\n                raise\n",
+        "                raise\n",
+        (f"{CANCELLED}a_withdrawn_append_makes_room",),
+    ),
+    Mutation(
+        "an append that was taken counts as withdrawn",
+        "engine",
+        "            if store.log.withdraw(append):\n",
+        "            if store.log.withdraw(append) or True:\n",
+        (f"{CANCELLED}a_call_that_is_cancelled_again_and_again_keeps_its_memory_until_its_outcome_is_known",),
+    ),
+    Mutation(
+        "a call that is cancelled twice lets go of its memory",
+        "engine",
+        "            while not pending.done.is_set():\n",
+        "            if not pending.done.is_set():\n",
+        (f"{CANCELLED}a_call_that_is_cancelled_again_and_again_keeps_its_memory_until_its_outcome_is_known",),
+    ),
+    Mutation(
+        "writers are not held back",
+        "engine",
+        "            if lag == 0 or lag + event_count <= self.options.lag_events_max:\n",
+        "            if True:\n",
+        (DEATH,),
+    ),
+    Mutation(
+        "times are the clock's, which steps back",
+        "engine",
+        "max(time.time_ns() // 1000, self._last_created_us + 1)",
+        "time.time_ns() // 1000",
+        (f"{FAILURES}steps_of_the_clock_leave_the_newest_first",),
+    ),
+    # -- the engine: reads, waiting, health
+    Mutation(
+        "a session does not see its own writes",
+        "engine",
+        "lsn = consistency if isinstance(consistency, int) else self.last_lsn",
+        "lsn = consistency if isinstance(consistency, int) else 0",
+        (OWN_WRITES,),
+    ),
+    Mutation(
+        "those who wait are not told of the projector's end",
+        "visibility",
+        "(self._waiting[0][0] <= watermark or self._projector.failure is not None)",
+        "self._waiting[0][0] <= watermark",
+        (DEATH,),
+    ),
+    Mutation(
+        "those who wait are not told of a failed flush",
+        "visibility",
+        "        if self._log.failure is not None:\n",
+        "        if False:\n",
+        (f"{FAILURES}a_failed_sync_between_acknowledgements",),
+    ),
+    Mutation(
+        "the filter comes after the limit",
+        "projection/read_sql",
+        'f"SELECT {_columns(physical)} FROM {physical.name} WHERE {where} ORDER BY',
+        'f"SELECT {_columns(physical)} FROM (SELECT * FROM {physical.name} WHERE {LIVE} ORDER BY {newest} '
+        "LIMIT %(limit)s) AS few WHERE {where} ORDER BY",
+        (f"{SEARCH}filters_are_applied_before_the_limit",),
+    ),
+    Mutation(
+        "the shared table shows other namespaces",
+        "projection/read_sql",
+        "        if not self._tables.shared:\n            return LIVE, {}\n",
+        "        if True:\n            return LIVE, {}\n",
+        (f"{CONTRACT}namespaces_are_kept_apart",),
+    ),
+    Mutation(
+        "reads do not outlive a restart of the server",
+        "projection/read_sql",
+        "if attempt == 2 or not is_infrastructure_error(error):",
+        "if True:",
+        (f"{DATABASE}::test_a_killed_server_comes_back",),
+    ),
+    Mutation(
+        "health is green beside dead letters",
+        "engine",
+        "        if letters:\n",
+        "        if False:\n",
+        (ONE_POISONED,),
+    ),
+    Mutation(
+        "health is green while the projector is blocked",
+        "engine",
+        "        if projector.blocked is not None:\n",
+        "        if False:\n",
+        (DEATH,),
+    ),
+    Mutation(
+        "health is green while writes are refused",
+        "engine",
+        "        if (failure := store.log.failure) is not None:\n",
+        "        if False:\n",
+        (f"{FAILURES}a_failed_sync",),
+    ),
+    Mutation(
+        "a close does not wait for what is durable",
+        "engine",
+        "await self._visible.wait(store.log.durable_lsn, self.options.wait_timeout_seconds)\n            except",
+        "pass\n            except",
+        (f"{CLOSING}close_is_idempotent_and_drains",),
+    ),
+)
+
+
+@needs_the_long_form
+def test_without_a_bug() -> None:
+    check_without_a_bug(MUTATIONS)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=mutation_id)
+def test_mutation_gate(mutation: Mutation, fault_report: FaultReport) -> None:
+    check_mutation(mutation, fault_report)
