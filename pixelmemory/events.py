@@ -22,7 +22,17 @@ from typing import TypeAlias
 
 import msgspec
 
-__all__ = ["EVENT_TYPES", "Event", "MemoryAdded", "MemoryDeleted", "MemoryUpdated", "decode_event", "encode_event"]
+__all__ = [
+    "EVENT_TYPES",
+    "Event",
+    "EventRemoved",
+    "MemoryAdded",
+    "MemoryDeleted",
+    "MemoryEvent",
+    "MemoryUpdated",
+    "decode_event",
+    "encode_event",
+]
 
 
 class MemoryAdded(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=1, omit_defaults=True):
@@ -59,10 +69,22 @@ class MemoryDeleted(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=3,
     memory_id: str
 
 
-Event: TypeAlias = MemoryAdded | MemoryUpdated | MemoryDeleted
+class EventRemoved(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=4, omit_defaults=True):
+    """An event stood here and was taken out; so LSNs stay dense. It is of no memory and changes nothing."""
+
+    #: ``erased``, ``compacted``, or ``lost`` (to damage, when the log was repaired)
+    reason: str
+    #: when it was taken out, microseconds since the epoch, UTC
+    removed_at_us: int
+
+
+#: what happened to one memory
+MemoryEvent: TypeAlias = MemoryAdded | MemoryUpdated | MemoryDeleted
+
+Event: TypeAlias = MemoryEvent | EventRemoved
 
 #: type code -> class; the codes are the structs' tags
-EVENT_TYPES: dict[int, type[Event]] = {1: MemoryAdded, 2: MemoryUpdated, 3: MemoryDeleted}
+EVENT_TYPES: dict[int, type[Event]] = {1: MemoryAdded, 2: MemoryUpdated, 3: MemoryDeleted, 4: EventRemoved}
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Event)

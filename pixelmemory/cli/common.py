@@ -71,7 +71,7 @@ def find_store(arguments: argparse.Namespace) -> Path:
     looked = [] if is_path else [home / text]
     looked.append(Path(text).expanduser())
     for folder in looked:
-        if any((folder / name).exists() for name in ("MANIFEST", "log")):
+        if any((folder / name).exists() for name in ("MANIFEST", "log", "log.old")):
             return folder.resolve()
     existing = next((folder for folder in looked if folder.exists()), None)
     if existing is not None:

@@ -23,10 +23,11 @@ from pixelmemory.cli.common import (
     show,
 )
 from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
-from pixelmemory.log import StoreLock
+from pixelmemory.log import Files, StoreLock
 from pixelmemory.log.inspection import LogInspection, owner_pid
 from pixelmemory.log.repair import Repaired, apply_repair
 from pixelmemory.log.repair_plan import Cut, RepairPlan, plan_repair
+from pixelmemory.log.switch import finish_switch
 
 if TYPE_CHECKING:
     from pixelmemory.projection.comparison import ProjectionSnapshot
@@ -67,6 +68,7 @@ def run_repair(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             lock = StoreLock.acquire(folder / "LOCK")
             stack.callback(lock.release)
+            finish_switch(Files(), folder)
         elif (pid := owner_pid(folder)) is not None:  # the lock is not tried: that would write to it
             raise StoreLockedError(folder / "LOCK", pid)
         snapshot, unknown = None, None

@@ -8,21 +8,21 @@ import sys
 from collections.abc import Iterator
 
 from pixelmemory.cli.common import CLEAN, FOUND, Commands, add_command, damage_text, find_store, shorten
-from pixelmemory.events import MemoryDeleted
-from pixelmemory.log.export import event_fields, event_name, is_placeholder, json_line, utc_text
+from pixelmemory.events import EventRemoved, MemoryDeleted
+from pixelmemory.log.export import LOST, event_fields, event_name, json_line, utc_text
 from pixelmemory.log.inspection import Damage, DamageKind, LogInspection
 from pixelmemory.log.record import StoredEvent
 
 __all__ = ["add_log"]
 
 #: of the table's columns: LSN, time, type, namespace, id; the content gets the rest of the line, at least the last
-WIDTHS = (8, 20, 7, 14, 36)
-CONTENT_WIDTH_MIN = 24
+WIDTHS = (8, 20, 9, 14, 36)
+CONTENT_WIDTH_MIN = 23
 
 _DESCRIPTION = """\
 Print the events of a store's log, in LSN order, oldest first. The store is not opened: it may be open elsewhere, locked
-or damaged. Damage is told on stderr, and reading goes on behind it. A deletion of type "lost" stands for an event that
-a repair had to take out.
+or damaged. Damage is told on stderr, and reading goes on behind it. A line of type "erased", "compacted" or "lost"
+stands for an event that was taken out of the log; it is of no memory. What is "lost", a repair had to take out.
 """
 _EPILOG = """\
 examples:
@@ -94,24 +94,26 @@ def _wanted(inspection: LogInspection, arguments: argparse.Namespace) -> Iterato
 
 
 def _matches(stored: StoredEvent, arguments: argparse.Namespace) -> bool:
+    event = stored.event
+    namespace, memory_id = (None, None) if isinstance(event, EventRemoved) else (event.namespace, event.memory_id)
     return (
         stored.lsn >= arguments.from_lsn
         and (arguments.to_lsn is None or stored.lsn <= arguments.to_lsn)
-        and arguments.namespace in (None, stored.event.namespace)
-        and arguments.memory_id in (None, stored.event.memory_id)
+        and arguments.namespace in (None, namespace)
+        and arguments.memory_id in (None, memory_id)
     )
 
 
 def _row(stored: StoredEvent, content_width: int) -> str:
     event = stored.event
     time = utc_text(stored.logged_at_ns // 1_000_000_000 * 1_000_000)
-    content = None if isinstance(event, MemoryDeleted) else event.content
-    if is_placeholder(stored):
-        content = "(taken out by a repair)"
-    elif content is None and not isinstance(event, MemoryDeleted):
-        content = "(metadata)"
+    if isinstance(event, EventRemoved):
+        when = "by a repair" if event.reason == LOST else utc_text(event.removed_at_us)[:10]
+        content = f"(taken out {when})"
+        return _line((str(stored.lsn), time, event_name(stored), "", ""), shorten(content, content_width))
+    content = "" if isinstance(event, MemoryDeleted) else "(metadata)" if event.content is None else event.content
     fields = (str(stored.lsn), time, event_name(stored), event.namespace, event.memory_id)
-    return _line(fields, shorten(content or "", content_width))
+    return _line(fields, shorten(content, content_width))
 
 
 def _line(fields: tuple[str, ...], content: str) -> str:

@@ -11,6 +11,7 @@ Files, all in the store's folder, 0600 in folders 0700::
     log/00000000000000000001.log   segment; its name is its first LSN, 20 digits
     log/00000000000000081920.log   the next one
     log/*.log.tmp                  a segment in the making, or what an interrupted open left: removed at open
+    log.new/, log.old/             a rewritten log in the making, and what it replaced: settled at open
     quarantine/<segment>.<byte>.<crc32>   what was dropped from the end of that segment, from that byte on
 
 Format version 1. Integers are little-endian; checksums are ``zlib.crc32``. A segment is a header and frames::
@@ -79,6 +80,7 @@ from pixelmemory.log.log import Log, LogStats
 from pixelmemory.log.manifest import Erasure, Manifest
 from pixelmemory.log.record import StoredEvent
 from pixelmemory.log.renewal import RecoveryReport
+from pixelmemory.log.rewrite import RewriteReport
 from pixelmemory.log.scan import Finding, scan
 from pixelmemory.log.segment import FORMAT_VERSION
 
@@ -93,6 +95,7 @@ __all__ = [
     "LogStats",
     "Manifest",
     "RecoveryReport",
+    "RewriteReport",
     "StoreLock",
     "StoredEvent",
     "fault_point",

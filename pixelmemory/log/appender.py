@@ -247,6 +247,18 @@ class Appender:
         except OSError as error:
             raise LogWriteError(f"a new segment could not be made: {error}. Nothing was recorded; make room") from error
 
+    def move_to(self, segments: list[Segment], fd: int, end: Place) -> None:
+        """Go on at ``end`` of the last of ``segments``, another log with the same LSNs, all of it synced."""
+        assert end.lsn == self._end.lsn
+        old, self._fd = self._fd, fd
+        self._segments[:] = segments
+        self._end = end
+        self._reserved_bytes = end.byte_offset
+        self.synced_lsn = self.last_lsn
+        if old is not None:
+            with contextlib.suppress(OSError):  # nothing in it counts any more
+                self._files.close(old)
+
     def close(self) -> None:
         """Sync, attest with a closing frame, close the descriptor. Idempotent.
 

@@ -9,26 +9,27 @@ from typing import Any
 
 import msgspec
 
-from pixelmemory.events import MemoryAdded, MemoryDeleted, MemoryUpdated
+from pixelmemory.events import EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
 from pixelmemory.log.record import StoredEvent
 
-__all__ = ["EVENT_NAMES", "PLACEHOLDER", "event_fields", "event_name", "is_placeholder", "json_line"]
+__all__ = ["EVENT_NAMES", "LOST", "event_fields", "event_name", "is_placeholder", "json_line"]
 
-#: stands in the log for an event that a repair had to take out, so that its LSN is not given out again: the deletion of
-#: a memory that cannot exist (a namespace has at least one character), which changes nothing
-PLACEHOLDER = MemoryDeleted(namespace="", memory_id="")
+#: the reason of what stands in the log for an event that a repair had to take out, so that its LSN is not given out
+#: again
+LOST = "lost"
 
 EVENT_NAMES = {MemoryAdded: "added", MemoryUpdated: "updated", MemoryDeleted: "deleted"}
 
 
 def is_placeholder(stored: StoredEvent) -> bool:
     """Whether it only stands for an event that a repair took out."""
-    return stored.event == PLACEHOLDER
+    return isinstance(stored.event, EventRemoved) and stored.event.reason == LOST
 
 
 def event_name(stored: StoredEvent) -> str:
-    """``added``, ``updated``, ``deleted``, or ``lost`` for a placeholder."""
-    return "lost" if is_placeholder(stored) else EVENT_NAMES[type(stored.event)]
+    """``added``, ``updated``, ``deleted``, or why it was taken out: ``erased``, ``compacted``, ``lost``."""
+    event = stored.event
+    return event.reason if isinstance(event, EventRemoved) else EVENT_NAMES[type(event)]
 
 
 def utc_text(us: int) -> str:
@@ -51,9 +52,10 @@ def event_fields(stored: StoredEvent) -> dict[str, Any]:
         "logged_at": utc_text(stored.logged_at_ns // 1000),
         "event_id": stored.event_id.hex(),
         "type": event_name(stored),
-        "namespace": event.namespace,
-        "memory_id": event.memory_id,
     }
+    if isinstance(event, EventRemoved):
+        return fields | {"removed_at": utc_text(event.removed_at_us)}
+    fields |= {"namespace": event.namespace, "memory_id": event.memory_id}
     if isinstance(event, MemoryDeleted):
         return fields
     if isinstance(event, MemoryAdded):

@@ -59,6 +59,23 @@ FAULT_POINTS = (
     "manifest.after_sync",
     "manifest.after_rename",
     "manifest.after_folder_sync",
+    "rewrite.before_create",
+    "rewrite.after_create",
+    "rewrite.after_write",
+    "rewrite.before_seal",
+    "rewrite.after_segment_sync",
+    "rewrite.before_rest",
+    "rewrite.after_sync",
+    "rewrite.after_folder_sync",
+    "rewrite.before_switch",
+    "rewrite.after_old_rename",
+    "rewrite.after_old_sync",
+    "rewrite.after_new_rename",
+    "rewrite.after_new_sync",
+    "rewrite.before_removal",
+    "rewrite.after_unlink",
+    "rewrite.after_removal",
+    "rewrite.after_removal_sync",
 )
 
 _hook: Callable[[str], None] | None = None
@@ -146,7 +163,7 @@ class Files:
         os.ftruncate(fd, length)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give ``source`` the name ``target``; a file of that name is replaced."""
+        """Give ``source``, a file or a folder, the name ``target``; a file of that name is replaced."""
         os.replace(source, target)
 
     def unlink(self, path: Path) -> None:
@@ -154,6 +171,10 @@ class Files:
 
     def make_folder(self, path: Path) -> None:
         os.mkdir(path, 0o700)
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove an empty folder."""
+        os.rmdir(path)
 
     def sync_folder(self, path: Path) -> None:
         """Flush the folder's entries: creations, renames and removals in it."""

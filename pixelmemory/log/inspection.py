@@ -28,6 +28,7 @@ from pixelmemory.log.salvage import (
     walk_segment,
 )
 from pixelmemory.log.segment import segment_name
+from pixelmemory.log.switch import log_folder
 
 __all__ = ["Batch", "Damage", "DamageKind", "LogInspection", "SegmentView", "owner_pid"]
 
@@ -53,8 +54,8 @@ class LogInspection:
     def __init__(self, folder: Path, *, live: bool = True, on_read: Callable[[int], None] | None = None) -> None:
         self.folder = folder
         self._live = live
-        self.log_folder = folder / "log"
         self._files = _CountingFiles(on_read)
+        self.log_folder = log_folder(folder, self._files)
         self._tidied = _TidiedFiles(on_read)
         self.manifest: Manifest | None = None
         self.manifest_error: ManifestError | None = None

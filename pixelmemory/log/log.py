@@ -5,19 +5,29 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pixelmemory.errors import InvalidArgumentError, LogCorruptError, LogError, LogWriteError, StoreClosedError
+from pixelmemory.errors import (
+    InvalidArgumentError,
+    LogCorruptError,
+    LogError,
+    LogWriteError,
+    StoreClosedError,
+    UnknownOutcomeError,
+)
 from pixelmemory.events import Event
 from pixelmemory.log.append import Append
 from pixelmemory.log.appender import Appender
-from pixelmemory.log.files import Files, ensure_folder, sync_parents
+from pixelmemory.log.files import Files, ensure_folder, fault_point, sync_parents
 from pixelmemory.log.reader import SegmentReader
 from pixelmemory.log.record import StoredEvent
 from pixelmemory.log.recovery import verify_log
 from pixelmemory.log.renewal import ReadyLog, RecoveryReport, renew_log
+from pixelmemory.log.rewrite import NewLog, RewriteReport, Rewriting
 from pixelmemory.log.segment import segment_name
+from pixelmemory.log.switch import LOG, OLD_LOG, HalfSwitchedError, finish_switch, remove_leftovers, switch_logs
 from pixelmemory.log.tail import Tail
 from pixelmemory.log.writer import GroupCommit
 from pixelmemory.options import Options, SyncMode
@@ -59,8 +69,16 @@ class Log:
     """
 
     def __init__(
-        self, files: Files, ready: ReadyLog, options: Options, on_commit: Callable[[Sequence[Append]], None]
+        self,
+        files: Files,
+        folder: Path,
+        ready: ReadyLog,
+        options: Options,
+        on_commit: Callable[[Sequence[Append]], None],
     ) -> None:
+        self._files = files
+        self._folder = folder
+        self._segment_bytes_max = options.segment_bytes_max
         self.recovery: RecoveryReport = ready.report
         self._segments = ready.segments
         self._append_bytes_max = options.append_bytes_max
@@ -77,7 +95,7 @@ class Log:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "poisoned" if self.failure is not None else "open"
-        return f"<Log {self._segments[0].path.parent} {state} durable_lsn={self.durable_lsn}>"
+        return f"<Log {self._folder / LOG} {state} durable_lsn={self.durable_lsn}>"
 
     @classmethod
     def open(
@@ -113,19 +131,21 @@ class Log:
         files = files or Files()
         folder = Path(folder)
         try:
-            ensure_folder(files, folder / "log")
-            verified = verify_log(files, folder / "log", store_id, epoch, drop_damaged=options.drop_damaged_final_frame)
+            finish_switch(files, folder)
+            ensure_folder(files, folder / LOG)
+            verified = verify_log(files, folder / LOG, store_id, epoch, drop_damaged=options.drop_damaged_final_frame)
             if not verified.segments and has_log:
-                raise LogCorruptError(folder / "log" / segment_name(1), 0, 1, "the first segment is missing or empty")
+                raise LogCorruptError(folder / LOG / segment_name(1), 0, 1, "the first segment is missing or empty")
             if not verified.segments:  # nothing was acknowledged yet; the way to what will be must be durable
-                sync_parents(files, folder / "log")
+                sync_parents(files, folder / LOG)
+            remove_leftovers(files, folder)
             ready = renew_log(files, folder, verified, store_id, epoch)
         except OSError as error:
             raise LogWriteError(
                 f"the log in {folder} cannot be opened: {error}. Nothing acknowledged is lost"
             ) from error
         ready = ready._replace(report=ready.report._replace(seconds=time.monotonic() - started))
-        return cls(files, ready, options, on_commit)
+        return cls(files, folder, ready, options, on_commit)
 
     @property
     def durable_lsn(self) -> int:
@@ -213,6 +233,101 @@ class Log:
             StoreClosedError, StoreForkedError: the log cannot be used.
         """
         self._writer.flush()
+
+    def rewrite(self, transform: Callable[[StoredEvent], Event]) -> RewriteReport:
+        """Write the log anew with what ``transform`` makes of its events, and remove the old one. Blocks.
+
+        Appends and reads go on meanwhile; appends wait for a moment at the end. An event keeps its LSN, its event id
+        and its time whatever stands there. Takes as much room on the disk as the log has. A kill at any moment leaves
+        the old log or the new one, and the next open removes what is left of the other.
+
+        Args:
+            transform: called with every event, in LSN order; gives back ``stored.event`` itself to leave it as it is,
+                or another event. The last calls are made in the log's writer thread: it must not call :meth:`flush`,
+                :meth:`close` or :meth:`rewrite`, nor wait for an append. What it raises ends the rewrite, and the log
+                stays as it was.
+
+        Raises:
+            LogWriteError: a file could not be written, say for want of room: the log is as it was. Or the new log
+                stands, and the old one could not be removed; the message says which. Rewrite again, or reopen.
+            UnknownOutcomeError: it is not known which of the two is on the device; the log is poisoned. Reopen.
+            LogCorruptError: an event could not be read; the log is as it was.
+            LogPoisonedError: an earlier flush failed.
+            StoreClosedError, StoreForkedError: the log cannot be used, or was closed meanwhile.
+            WrongThreadError: called from ``on_commit`` or from ``transform``.
+        """
+        started = time.monotonic()
+        self._writer.begin_rewrite()
+        try:
+            report = self._rewrite(transform)
+        finally:
+            self._writer.end_rewrite()
+        return report._replace(seconds=time.monotonic() - started)
+
+    def _rewrite(self, transform: Callable[[StoredEvent], Event]) -> RewriteReport:
+        bytes_before = self.stats().bytes
+        try:
+            remove_leftovers(self._files, self._folder)  # what an earlier one could not
+        except OSError as error:
+            raise LogWriteError(f"the log could not be rewritten: {error}. It is as it was") from error
+        rewriting = Rewriting(
+            *(self._files, self._folder, self._segments, self._segment_bytes_max),
+            transform,
+            self._writer.check_rewrite,
+        )
+        try:
+            rewriting.prepare()
+            rewriting.copy_while_open(lambda: self.durable_lsn)
+            fault_point("rewrite.before_rest")
+            self._writer.execute(lambda: self._switch_to(rewriting))
+        except HalfSwitchedError as error:
+            raise UnknownOutcomeError(
+                f"the log was being rewritten: {error.__cause__}. Every event is recorded; reopen the store, then look "
+                "whether it was rewritten"
+            ) from error
+        except OSError as error:
+            rewriting.remove()
+            raise LogWriteError(f"the log could not be rewritten: {error}. It is as it was; make room") from error
+        except BaseException:
+            rewriting.remove()
+            raise
+        finally:
+            rewriting.close()
+        bytes_after = sum(segment.end_bytes for segment in rewriting.new.segments)
+        try:
+            remove_leftovers(self._files, self._folder)
+        except OSError as error:
+            raise LogWriteError(
+                f"the log was rewritten, and the old one could not be removed from {self._folder / OLD_LOG}: {error}. "
+                "Rewrite it again, or reopen the store, which removes it"
+            ) from error
+        return RewriteReport(rewriting.events_changed, bytes_before, bytes_after, 0.0)
+
+    def _switch_to(self, rewriting: Rewriting) -> None:
+        """Complete the new log, and go on with it. In the writer thread, between two commits."""
+        rewriting.copy(self._appender.last_lsn)
+        fd = rewriting.new.finish()
+        with self._reader.paused():
+            try:
+                switch_logs(self._files, self._folder)
+            except BaseException as error:
+                if isinstance(error, HalfSwitchedError) and error.log_folder is None:
+                    self._go_on_in(rewriting.new, fd)
+                else:
+                    with suppress(OSError):
+                        self._files.close(fd)
+                if isinstance(error, HalfSwitchedError) and error.log_folder is not None:
+                    for segment in self._segments:
+                        segment.path = error.log_folder / segment.path.name
+                self._appender.broken = not isinstance(error, OSError)  # that one was undone
+                raise
+            self._go_on_in(rewriting.new, fd)
+
+    def _go_on_in(self, new: NewLog, fd: int) -> None:
+        for segment in new.segments:
+            segment.path = self._folder / LOG / segment.path.name
+        self._appender.move_to(new.segments, fd, new.end)
+        self._tail.clear()
 
     def stats(self) -> LogStats:
         """Figures, from memory."""

@@ -17,6 +17,7 @@ import msgspec
 
 from pixelmemory.errors import ManifestError
 from pixelmemory.log.files import Files, fault_point, read_file, write_file
+from pixelmemory.log.switch import log_folder
 
 __all__ = ["MANIFEST_NAME", "Erasure", "Manifest"]
 
@@ -86,7 +87,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 data = read_file(files, path)
             except FileNotFoundError:
-                if not _has_segments(files, folder / "log"):
+                if not _has_segments(files, folder):
                     return None
                 raise ManifestError(path, "is missing, and the store has a log; restore it from a backup") from None
         except OSError as error:
@@ -129,8 +130,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ManifestError(path, f"cannot be written: {error}") from error
 
 
-def _has_segments(files: Files, log_folder: Path) -> bool:
-    return files.is_folder(log_folder) and any(name.endswith(".log") for name in files.names(log_folder))
+def _has_segments(files: Files, folder: Path) -> bool:
+    log = log_folder(folder, files)
+    return files.is_folder(log) and any(name.endswith(".log") for name in files.names(log))
 
 
 def _checksum(raw: bytes) -> str:

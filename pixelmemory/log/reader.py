@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 from pixelmemory.errors import LogCorruptError
@@ -86,6 +87,17 @@ class SegmentReader:
             if position is not None:
                 self._keep(next_lsn, position)
             return events
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No read runs meanwhile; those that come later begin with a search, in what ``segments`` holds then."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                while self._positions:
+                    with suppress(OSError):
+                        self._close(self._positions.popitem()[1])
 
     def close(self) -> None:
         """Close every descriptor. Idempotent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 
 from pixelmemory.errors import LogCorruptError, UnknownEventError
-from pixelmemory.events import EVENT_TYPES, Event, decode_event
+from pixelmemory.events import EVENT_TYPES, Event, decode_event, encode_event
 from pixelmemory.log.files import Buffer
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "last_logged_at_ns",
     "new_event_ids",
     "parse_frame_header",
+    "transform_records",
     "type_code",
 ]
 
@@ -301,3 +302,28 @@ def decode_records(frame: Frame, path: Path) -> list[StoredEvent]:
             raise LogCorruptError(path, byte_offset, lsn, f"type {code} holds a {type(event).__name__}")
         events.append(StoredEvent(lsn, event_id, logged_at_ns, event))
     return events
+
+
+def transform_records(frame: Frame, path: Path, transform: Callable[[StoredEvent], Event]) -> tuple[list[Buffer], int]:
+    """The records of an intact frame with what ``transform`` makes of each event, in pieces, and how many it changed.
+
+    An event that it gives back as it is keeps its bytes; another one gets the same event id and time.
+
+    Raises:
+        LogCorruptError, UnknownEventError: as :func:`decode_records`.
+    """
+    changed: dict[int, bytes] = {}
+    for stored in decode_records(frame, path):
+        event = transform(stored)
+        if event is not stored.event:
+            payload = encode_event(event)
+            changed[stored.lsn] = encode_records([type_code(event)], [payload], stored.event_id, stored.logged_at_ns)
+    if not changed:
+        return [frame.body], 0
+    bodies: list[Buffer] = []
+    at = frame.body_at
+    for lsn, _, _, _, _, payload_view in _records(frame, path):
+        end = at + RECORD_HEADER_BYTES + len(payload_view)
+        bodies.append(changed.get(lsn, frame.buffer[at:end]))
+        at = end
+    return bodies, len(changed)

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pixelmemory.errors import LogCorruptError, StoreError
-from pixelmemory.events import encode_event
-from pixelmemory.log.export import PLACEHOLDER, event_fields, json_line
+from pixelmemory.events import EventRemoved, encode_event
+from pixelmemory.log.export import LOST, event_fields, json_line
 from pixelmemory.log.files import Files, ensure_folder, write_all, write_file
 from pixelmemory.log.manifest import MANIFEST_NAME, Manifest
 from pixelmemory.log.record import FrameKind, build_frame, encode_records, new_event_ids, type_code
@@ -31,6 +31,7 @@ from pixelmemory.log.renewal import write_mark
 from pixelmemory.log.repair_plan import Cut, RepairPlan, events_behind, frames_up_to
 from pixelmemory.log.salvage import SegmentView
 from pixelmemory.log.segment import Segment, create_segment, new_header, segment_name
+from pixelmemory.log.switch import LOG
 
 __all__ = ["Repaired", "apply_repair"]
 
@@ -89,6 +90,8 @@ class _Repair:
 
     def run(self, rows: Iterable[dict[str, Any]]) -> Repaired:
         plan, files = self._plan, self._files
+        if self._log_folder != self._folder / LOG:
+            raise StoreError(f"a rewriting of the log in {self._folder} was cut short; finish_switch() comes first")
         ensure_folder(files, self._log_folder)
         event_count, row_count = self._save(rows)
         manifest = self._save_manifest()
@@ -293,12 +296,14 @@ class _Repair:
             for frame in frames_up_to(self._files, cut.kept, cut.kept.right_path, cut.byte_offset):
                 old = frame.header
                 yield add(frame.body, old.kind, old.flags, old.event_count, old.first_lsn, old.durable_lsn)
-        logged_at_ns = max(time.time_ns(), self._plan.logged_at_ns)
+        now_ns = time.time_ns()
+        logged_at_ns = max(now_ns, self._plan.logged_at_ns)
+        placeholder = EventRemoved(LOST, now_ns // 1000)
         for first_lsn in range(cut.first_lsn, last_lsn + 1, FRAME_PLACEHOLDERS_MAX):
             count = min(FRAME_PLACEHOLDERS_MAX, last_lsn + 1 - first_lsn)
-            code = type_code(PLACEHOLDER)
+            code = type_code(placeholder)
             body = encode_records(
-                [code] * count, [encode_event(PLACEHOLDER)] * count, new_event_ids(count), logged_at_ns
+                [code] * count, [encode_event(placeholder)] * count, new_event_ids(count), logged_at_ns
             )
             yield add(body, FrameKind.EVENTS, 0, count, first_lsn, first_lsn - 1)
         yield add(b"", FrameKind.CLOSE, 0, 0, last_lsn + 1, last_lsn)

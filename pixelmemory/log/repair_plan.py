@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixelmemory.errors import LogCorruptError, ManifestError, StoreError
-from pixelmemory.events import encode_event
-from pixelmemory.log.export import PLACEHOLDER, is_placeholder
+from pixelmemory.events import EventRemoved, MemoryDeleted, encode_event
 from pixelmemory.log.files import Files
 from pixelmemory.log.inspection import LogInspection
 from pixelmemory.log.record import RECORD_HEADER_BYTES, Frame, FrameKind, StoredEvent
@@ -19,8 +18,8 @@ from pixelmemory.log.walk import BadFrameError, Window, walk_frames
 
 __all__ = ["Cut", "RepairPlan", "events_behind", "frames_up_to", "plan_repair"]
 
-#: no event of a user's takes fewer bytes, so a run of unreadable bytes held at most so many events
-RECORD_BYTES_MIN = RECORD_HEADER_BYTES + len(encode_event(PLACEHOLDER))
+#: no event takes fewer bytes, so a run of unreadable bytes held at most so many events
+RECORD_BYTES_MIN = RECORD_HEADER_BYTES + len(encode_event(MemoryDeleted("", "")))
 
 
 class Cut(NamedTuple):
@@ -222,7 +221,9 @@ def frames_up_to(files: Files, view: SegmentView, path: Path, end_bytes: int) ->
 
 
 def events_behind(inspection: LogInspection, first_lsn: int) -> Iterator[StoredEvent]:
-    """The events from ``first_lsn`` on that can be read."""
+    """The events from ``first_lsn`` on that can be read, and that were not taken out before."""
     for item in inspection.items(from_lsn=first_lsn):
         if isinstance(item, Batch):
-            yield from (event for event in item.events if event.lsn >= first_lsn and not is_placeholder(event))
+            for stored in item.events:
+                if stored.lsn >= first_lsn and not isinstance(stored.event, EventRemoved):
+                    yield stored

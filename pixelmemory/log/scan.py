@@ -19,6 +19,7 @@ from pixelmemory.log.segment import (
     segment_name,
     segment_names,
 )
+from pixelmemory.log.switch import log_folder
 from pixelmemory.log.walk import BadFrameError, Window, find_frame_header, walk_frames
 
 __all__ = ["Finding", "scan"]
@@ -44,20 +45,20 @@ def scan(folder: Path, files: Files | None = None) -> Iterator[StoredEvent | Fin
         OSError: the folder cannot be read.
     """
     files = files or Files()
-    log_folder = folder / "log"
+    log = log_folder(folder, files)
     try:
-        names = segment_names(files, log_folder)
+        names = segment_names(files, log)
     except LogCorruptError as error:
         yield Finding(error.path, 0, None, error.reason)
-        names = [name for name in files.names(log_folder) if name.endswith(".log") and name != error.path.name]
+        names = [name for name in files.names(log) if name.endswith(".log") and name != error.path.name]
     segments: list[Segment] = []
     for name in names:
         try:
-            segments.append(_open(files, log_folder / name))
+            segments.append(_open(files, log / name))
         except LogCorruptError as error:
             yield Finding(error.path, error.byte_offset, error.lsn, error.reason)
         except FileNotFoundError:
-            yield Finding(log_folder / name, 0, None, "the segment went away while it was looked at")
+            yield Finding(log / name, 0, None, "the segment went away while it was looked at")
     previous: SegmentHeader | None = None
     for index, segment in enumerate(segments):
         yield from _compare(segment, previous)

@@ -29,7 +29,7 @@ class _TailFrame(NamedTuple):
 class Tail:
     """Frames of the newest ``bytes_max`` encoded bytes; the oldest leave as new ones come. Thread-safe.
 
-    Invariant: the frames are consecutive and the last of them ends at the durable LSN.
+    Invariant: the frames are consecutive and the last of them, if there is any, ends at the durable LSN.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -61,6 +61,14 @@ class Tail:
                 del self._frames[: self._head]
                 del self._first_lsns[: self._head]
                 self._head = 0
+
+    def clear(self) -> None:
+        """Keep nothing of what is there now."""
+        with self._lock:
+            self._frames.clear()
+            self._first_lsns.clear()
+            self._head = 0
+            self.byte_count = 0
 
     def read(self, from_lsn: int, events_max: int, bytes_max: int) -> list[StoredEvent] | None:
         """As :meth:`pixelmemory.log.Log.read`; None if ``from_lsn`` is not here."""

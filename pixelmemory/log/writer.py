@@ -30,6 +30,15 @@ __all__ = ["GroupCommit"]
 _logger = logging.getLogger("pixelmemory.log")
 
 
+class _Task:
+    """Something that the writer thread is asked to do between two commits."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.run = run
+        self.done = False
+        self.error: BaseException | None = None
+
+
 class GroupCommit:
     """The buffer and the writer thread.
 
@@ -67,6 +76,10 @@ class GroupCommit:
         self._closing = False
         self._flushes_wanted = 0
         self._flushes_done = 0
+        #: the thread that rewrites the log; one does at a time, and a close waits for its end
+        self._rewriter: Thread | None = None
+        #: what it asks for
+        self._task: _Task | None = None
         #: monotonic time of the next sync; None while nothing is unsynced, and in the other modes
         self._sync_due: float | None = None
         #: appends that are being written
@@ -141,17 +154,92 @@ class GroupCommit:
             return  # the parent's log is not ours to close
         if current_thread() is self._thread:
             raise WrongThreadError("close() was called from the log's own writer thread; call it from another")
+        if current_thread() is self._rewriter:
+            raise WrongThreadError("close() was called from within a rewrite; call it from another thread")
         with self._lock:
             self._closing = True
             self._wake.notify()
+            self._flushed.notify_all()
         self._thread.join()
+        with self._lock:
+            while self._rewriter is not None:
+                self._flushed.wait()
         try:
             self._appender.close()
         except UnknownOutcomeError as error:
             self.failure = error
             raise
 
+    # -- rewriting
+
+    def begin_rewrite(self) -> None:
+        """The calling thread is going to rewrite the log. Waits for another one's rewrite to end.
+
+        Raises:
+            StoreClosedError, StoreForkedError, LogPoisonedError: it cannot be.
+        """
+        self.check_usable()
+        if current_thread() in (self._thread, self._rewriter):
+            raise WrongThreadError("rewrite() was called from the log's own writer thread, or within a rewrite")
+        with self._lock:
+            while self._rewriter is not None and not self._closing and self.failure is None:
+                self._flushed.wait()
+            self._check_open()
+            self._rewriter = current_thread()
+
+    def end_rewrite(self) -> None:
+        """It has ended, whichever way."""
+        with self._lock:
+            self._rewriter = None
+            self._flushed.notify_all()
+
+    def check_rewrite(self) -> None:
+        """Raises StoreClosedError or LogPoisonedError where a rewrite has to stop."""
+        if self._closing or self.failure is not None:
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise StoreClosedError("the log is closed")
+        if self.failure is not None:
+            raise _refusal(self.failure)
+
+    def execute(self, run: Callable[[], None]) -> None:
+        """Run something in the writer thread, between two commits, and return when it has run. For the rewriter.
+
+        Raises:
+            StoreClosedError, LogPoisonedError: it was not run.
+            BaseException: what it raised; the log is poisoned if it left the appender broken.
+        """
+        task = _Task(run)
+        with self._lock:
+            self._check_open()
+            self._task = task
+            self._wake.notify()
+            while not task.done:
+                self._flushed.wait()
+        if task.error is not None:
+            raise task.error
+
     # -- the writer thread
+
+    def _run_task(self) -> None:
+        with self._lock:
+            task, self._task = self._task, None
+        if task is None:
+            return
+        if self.failure is None:
+            try:
+                task.run()
+            except BaseException as error:  # noqa: BLE001 - it is for the one that asked
+                task.error = error
+            if self._appender.broken:
+                self._poison(UnknownOutcomeError(f"the log was left in the middle of a rewrite: {task.error!r}"))
+        else:
+            task.error = _refusal(self.failure)
+        with self._lock:
+            task.done = True
+            self._flushed.notify_all()
 
     def _run(self) -> None:
         try:
@@ -159,9 +247,10 @@ class GroupCommit:
                 appends, flushes = self._wait_for_work()
                 if appends:
                     self._commit(appends)
-                elif flushes is None and self._closing:
+                elif flushes is None and self._closing and self._task is None:
                     return
                 self._sync_if_due(flushes)
+                self._run_task()
         except BaseException as error:  # whatever it is, the waiters must learn of it
             _logger.critical("the log's writer stopped", exc_info=True)
             self._appender.broken = True
@@ -169,11 +258,12 @@ class GroupCommit:
             taken, self._taken = self._taken, ()
             self._poison(unknown)
             self._settle(taken, unknown)
+            self._run_task()  # it is refused
 
     def _wait_for_work(self) -> tuple[Sequence[Append], int | None]:
         """The appends of the next frame, and the flush tickets that its sync serves (None if nobody asks)."""
         with self._lock:
-            while not self._buffer and not self._closing and self._flushes_wanted == self._flushes_done:
+            while not (self._buffer or self._closing or self._task or self._flushes_wanted > self._flushes_done):
                 wait_seconds = None if self._sync_due is None else self._sync_due - time.monotonic()
                 if wait_seconds is not None and wait_seconds <= 0:
                     break

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from pixelmemory.errors import ProjectionUnavailableError
-from pixelmemory.events import MemoryAdded, MemoryDeleted
+from pixelmemory.events import EventRemoved, MemoryAdded, MemoryDeleted
 from pixelmemory.log import StoredEvent
 
 __all__ = ["Comparison", "Fold", "ProjectionSnapshot", "RowFinding", "open_snapshot"]
@@ -114,7 +114,7 @@ class Fold:
     def add(self, stored: StoredEvent) -> None:
         """The next event, in LSN order."""
         event = stored.event
-        if stored.lsn in self._dead_lsns:
+        if isinstance(event, EventRemoved) or stored.lsn in self._dead_lsns:
             return
         key = (event.namespace, event.memory_id)
         if isinstance(event, MemoryDeleted):

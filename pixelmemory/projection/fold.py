@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pixelmemory.events import MemoryAdded, MemoryDeleted, MemoryUpdated
+from pixelmemory.events import EventRemoved, MemoryAdded, MemoryEvent, MemoryUpdated
 from pixelmemory.log import StoredEvent
 
 __all__ = ["Change", "fold"]
@@ -51,7 +51,7 @@ class Change(msgspec.Struct, gc=False):
         """(namespace, memory id)."""
         return self.namespace, self.memory_id
 
-    def _apply(self, event: MemoryAdded | MemoryUpdated | MemoryDeleted) -> None:
+    def _apply(self, event: MemoryEvent) -> None:
         if isinstance(event, MemoryAdded):
             self.insert, self.patch = True, False
             self.content, self.metadata_json = event.content, event.metadata_json
@@ -70,10 +70,15 @@ class Change(msgspec.Struct, gc=False):
 
 
 def fold(events: Iterable[StoredEvent]) -> dict[tuple[str, str], Change]:
-    """The changes of a run of events in LSN order, by (namespace, memory id), in order of first mention."""
+    """The changes of a run of events in LSN order, by (namespace, memory id), in order of first mention.
+
+    Events that were taken out of the log change nothing.
+    """
     changes: dict[tuple[str, str], Change] = {}
     for stored in events:
         event = stored.event
+        if isinstance(event, EventRemoved):
+            continue
         key = (event.namespace, event.memory_id)
         change = changes.get(key)
         if change is None:

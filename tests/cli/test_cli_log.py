@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from cli_tools import Program, append, flip, frames, make_log, open_log, segments
 
@@ -68,7 +69,7 @@ def test_what_is_asked_for(program: Program, store: Path, events: list[Event]) -
     assert lsns(program("log", store, "--json", "--from", last + 1).out) == []
     assert lsns(program("log", store, "--json", "--limit", 3).out) == [1, 2, 3]
     assert lsns(program("log", store, "--json", "--limit", 0).out) == []
-    mine = [lsn for lsn, event in enumerate(events, 1) if event.memory_id == "id-3"]
+    mine = [lsn for lsn, event in enumerate(events, 1) if msgspec.structs.asdict(event)["memory_id"] == "id-3"]
     assert lsns(program("log", store, "--json", "--memory-id", "id-3").out) == mine
     assert lsns(program("log", store, "--json", "--namespace", "other").out) == []
     assert len(lsns(program("log", store, "--json", "--namespace", "work").out)) == last

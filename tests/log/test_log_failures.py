@@ -294,6 +294,7 @@ def test_every_fault_point_is_on_some_path(tmp_path: Path) -> None:
         files = FailingFiles()
         with opened(tmp_path / "a", files=files, segment_bytes_max=4096) as store:
             store.append_each(BIG)
+            store.log.rewrite(lambda stored: stored.event)
         with opened(tmp_path / "b", files=files) as store:
             files.fail["write"] = ENOSPC
             store.append(BIG[0])
