@@ -96,8 +96,7 @@ class SegmentReader:
                 yield
             finally:
                 while self._positions:
-                    with suppress(OSError):
-                        self._close(self._positions.popitem()[1])
+                    self._close(self._positions.popitem()[1])
 
     def close(self) -> None:
         """Close every descriptor. Idempotent."""
@@ -138,4 +137,5 @@ class SegmentReader:
             self._close(self._positions.popitem(last=False)[1])
 
     def _close(self, position: _Position) -> None:
-        self._files.close(position.fd)
+        with suppress(OSError):  # it was only read, and it is closed even so
+            self._files.close(position.fd)

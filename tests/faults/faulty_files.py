@@ -19,7 +19,10 @@ __all__ = ["OPERATIONS", "Fault", "FaultyFiles"]
 _T = TypeVar("_T")
 
 #: what can fail, as the faults name it
-OPERATIONS = ("open", "read", "write", "sync", "truncate", "rename", "unlink", "sync_folder", "make_folder", "close")
+OPERATIONS = (
+    *("open", "read", "write", "sync", "truncate", "rename", "unlink", "sync_folder", "make_folder", "remove_folder"),
+    "close",
+)
 
 
 class Fault:
@@ -171,6 +174,9 @@ class FaultyFiles(Files):
 
     def make_folder(self, path: Path) -> None:
         self._do("make_folder", lambda: self.inner.make_folder(path))
+
+    def remove_folder(self, path: Path) -> None:
+        self._do("remove_folder", lambda: self.inner.remove_folder(path))
 
     def sync_folder(self, path: Path) -> None:
         self._do("sync_folder", lambda: self.inner.sync_folder(path))

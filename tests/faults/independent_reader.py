@@ -18,7 +18,8 @@ Frame, at multiples of 64: a header of 64 bytes, the records, 0xff up to the nex
     40 salt u64           48 zero sectors u32     60  CRC-32 of bytes 0 to 59
 
 Record: payload bytes u32, CRC-32 of everything after it u32, type u16, schema version u8, flags u8, event id of 16
-bytes, logged at i64 (ns), payload (msgpack).
+bytes, logged at i64 (ns), payload (msgpack). Types: 1 added, 2 updated, 3 deleted, 4 removed: an event stood here and
+was taken out, and the payload says why and when.
 
 The previous checksum of a frame is the header checksum of the frame before it, and of a segment's first frame that of
 its segment header. A segment that has a successor ends where the successor's header says, and then comes its seal.
@@ -48,6 +49,11 @@ class DiskEvent(NamedTuple):
     type_code: int
     #: of the msgpack payload
     fields: dict[str, Any]
+
+    @property
+    def removed(self) -> bool:
+        """Whether it only stands for an event that was taken out."""
+        return self.type_code == 4
 
 
 class DiskFrame(NamedTuple):
@@ -166,7 +172,7 @@ def _records(body: bytes, lsn: int) -> list[DiskEvent] | None:
         if len(rest) != 28 + size or zlib.crc32(rest) != checksum:
             return None
         fields = msgspec.msgpack.decode(rest[28:])
-        if fields.pop("t") != struct.unpack_from("<H", rest)[0]:
+        if fields.pop("t") != struct.unpack_from("<H", rest)[0] or not 1 <= rest[0] <= 4:
             return None
         events.append(DiskEvent(lsn, rest[4:20], struct.unpack_from("<q", rest, 20)[0], rest[0] | rest[1] << 8, fields))
         lsn += 1

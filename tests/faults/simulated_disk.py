@@ -345,6 +345,13 @@ class DiskFiles(Files):
                 raise FileExistsError(errno.EEXIST, "it exists", str(path))
             parent.change({path.name: _Folder()})
 
+    def remove_folder(self, path: Path) -> None:
+        with self.disk.lock:
+            self._begin("remove_folder")
+            if self.disk.folder(path).entries:
+                raise OSError(errno.ENOTEMPTY, "it is not empty", str(path))
+            self.disk.folder(path.parent).change({path.name: None})
+
     def sync_folder(self, path: Path) -> None:
         with self.disk.lock:
             self._begin("sync_folder")
