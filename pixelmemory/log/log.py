@@ -16,6 +16,7 @@ from pixelmemory.errors import (
     LogWriteError,
     StoreClosedError,
     UnknownOutcomeError,
+    WrongThreadError,
 )
 from pixelmemory.events import Event
 from pixelmemory.log.append import Append
@@ -350,11 +351,17 @@ class Log:
     def close(self) -> None:
         """Write and flush what is in the buffer, stop the writer thread, close the files. Idempotent.
 
+        A rewrite that runs is ended, with the log as it was, and waited for.
+
         Raises:
             UnknownOutcomeError: what a relaxed sync mode had acknowledged could not be flushed.
+            WrongThreadError: called from ``on_commit``, or within a rewrite; nothing was closed.
         """
         self._closed = True
         try:
             self._writer.close()
+        except WrongThreadError:
+            self._closed = False
+            raise
         finally:
             self._reader.close()
