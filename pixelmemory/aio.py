@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pixelmemory.arguments import (
     CheckedSearch,
     check_added,
+    check_added_entry,
     check_consistency,
     check_search,
     check_timeout,
@@ -19,7 +20,7 @@ from pixelmemory.arguments import (
 )
 from pixelmemory.engine import Engine
 from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted
+from pixelmemory.events import MemoryAdded, MemoryDeleted, MemoryEvent
 from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.opening import OpenStore, check_name
@@ -186,14 +187,7 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
-        entry = {
-            "content": content,
-            "metadata": metadata,
-            "memory_id": memory_id,
-            "timestamp": timestamp,
-            "embedding": embedding,
-        }
-        checked = check_added(store, entry, "")
+        checked = check_added(store, content, metadata, memory_id, timestamp, embedding)
         return (await self._add([checked], checked_namespace, engine, ["memory_id"]))[0]
 
     async def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
@@ -215,7 +209,7 @@ class AsyncMemory:
         checked_namespace = check_namespace(namespace, engine.options)
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
             raise InvalidTypeError("entries", f"must be a list of dicts, not {type(entries).__name__}")
-        checked = [check_added(store, entry, f"entries[{i}]") for i, entry in enumerate(entries)]
+        checked = [check_added_entry(store, entry, f"entries[{i}]") for i, entry in enumerate(entries)]
         if not checked:
             return []
         fields = [f"entries[{i}].memory_id" for i in range(len(checked))]
@@ -240,7 +234,7 @@ class AsyncMemory:
 
     async def _append_added(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
         ids: list[str] = []
-        events: list[Event] = []
+        events: list[MemoryEvent] = []
         for entry in entries:
             memory_id = entry.memory_id if entry.memory_id is not None else new_memory_id()
             created_at_us = entry.created_at_us if entry.created_at_us is not None else engine.created_now_us()
@@ -248,7 +242,7 @@ class AsyncMemory:
                 MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
             )
             ids.append(memory_id)
-        await engine.append(events, [((namespace, memory_id), True) for memory_id in ids])
+        await engine.append(events)
         return ids
 
     # -- reading
@@ -358,7 +352,7 @@ class AsyncMemory:
             if not await engine.existing(checked_namespace, [checked_id]):
                 return False
             if event.content is not None or event.metadata_json is not None:
-                await engine.append([event], [((checked_namespace, checked_id), True)])
+                await engine.append([event])
         return True
 
     async def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
@@ -398,8 +392,7 @@ class AsyncMemory:
             existing = await engine.existing(checked_namespace, ids)
             if existing:
                 ordered = [i for i in dict.fromkeys(memory_ids) if i in existing]
-                events: list[Event] = [MemoryDeleted(checked_namespace, memory_id) for memory_id in ordered]
-                await engine.append(events, [((checked_namespace, memory_id), False) for memory_id in ordered])
+                await engine.append([MemoryDeleted(checked_namespace, memory_id) for memory_id in ordered])
         return len(existing)
 
     # -- the table beneath

@@ -19,13 +19,22 @@ from pixelmemory.values import (
     check_limit,
     check_namespace,
     check_time_range,
+    check_values,
     check_vector,
     decode_metadata,
     encode_metadata,
     from_timestamp,
 )
 
-__all__ = ["CheckedSearch", "check_added", "check_consistency", "check_search", "check_timeout", "check_updated"]
+__all__ = [
+    "CheckedSearch",
+    "check_added",
+    "check_added_entry",
+    "check_consistency",
+    "check_search",
+    "check_timeout",
+    "check_updated",
+]
 
 NEEDS_VECTOR = "is required: this store has no model, so its vectors are always given"
 
@@ -45,11 +54,24 @@ class CheckedSearch(NamedTuple):
     min_score: float | None
 
 
-def check_added(store: OpenStore, entry: object, field: str) -> CheckedEntry:
-    """One entry of an add; ``field`` is how errors name it, empty for a single add."""
-    checked = check_entry(entry, store.options, store.dimensions, field, store.schema)
+def check_added(
+    store: OpenStore, content: object, metadata: object, memory_id: object, timestamp: object, embedding: object
+) -> CheckedEntry:
+    """The memory of a single add."""
+    checked = check_values(
+        content, metadata, memory_id, timestamp, embedding, store.options, store.dimensions, "", store.schema
+    )
+    return _with_vector(store, checked, "")
+
+
+def check_added_entry(store: OpenStore, entry: object, field: str) -> CheckedEntry:
+    """One entry of an add of several; ``field`` is how errors name it."""
+    return _with_vector(store, check_entry(entry, store.options, store.dimensions, field, store.schema), f"{field}.")
+
+
+def _with_vector(store: OpenStore, checked: CheckedEntry, prefix: str) -> CheckedEntry:
     if store.dimensions is not None and store.embedder is None and checked.embedding is None:
-        raise InvalidArgumentError(f"{field}.embedding" if field else "embedding", NEEDS_VECTOR)
+        raise InvalidArgumentError(f"{prefix}embedding", NEEDS_VECTOR)
     return checked
 
 

@@ -6,16 +6,15 @@ with one call each a commit or a batch; everything below that is marked "loop" i
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -29,28 +28,19 @@ from pixelmemory.errors import (
     WaitTimeoutError,
     WrongThreadError,
 )
-from pixelmemory.events import Event
+from pixelmemory.event_loop import Signal, poster_of, running_loop_of, signals_of
+from pixelmemory.events import MemoryEvent
+from pixelmemory.key_locks import KeyLocks
 from pixelmemory.log import Append, Files
 from pixelmemory.models import Health, Stats
 from pixelmemory.opening import OpenStore, open_store
 from pixelmemory.options import Options
-from pixelmemory.visibility import Key, Visibility
+from pixelmemory.visibility import Visibility
 
 __all__ = ["Engine"]
 
 _logger = logging.getLogger("pixelmemory")
 T = TypeVar("T")
-
-
-class _Pending:
-    """One append on its way: what waits for it, and which memories it makes or deletes."""
-
-    __slots__ = ("done", "effects")
-
-    def __init__(self, effects: Sequence[tuple[Key, bool]]) -> None:
-        self.done = anyio.Event()
-        #: ((namespace, memory id), whether it exists afterwards) for each event
-        self.effects = effects
 
 
 class _Opening:
@@ -97,8 +87,9 @@ class Engine:
         self._pid = os.getpid()
         #: asyncio's loop, or trio's token
         self._loop: Any = anyio.lowlevel.current_token().native_token
-        self._running_loop = _running_loop_of(self._loop)
-        self._post = _poster(self._loop)
+        self._running_loop = running_loop_of(self._loop)
+        self._post = poster_of(self._loop)
+        self._new_signal = signals_of(self._loop)
         self._readers = anyio.CapacityLimiter(options.reader_threads_max)
         self._store: OpenStore | None = None
         self._closing = False
@@ -107,8 +98,8 @@ class Engine:
         self._visibility: Visibility | None = None
         #: events submitted and not yet committed; loop
         self._in_flight = 0
-        #: one lock a memory that is being checked and changed -> (lock, users); loop
-        self._locks: dict[Key, tuple[anyio.Lock, int]] = {}
+        #: of the memories that are being checked and changed; loop
+        self._locks = KeyLocks()
         #: woken after each commit and each withdrawal; loop
         self._committed_once = anyio.Event()
         self._last_created_us = 0
@@ -244,12 +235,14 @@ class Engine:
     def _committed(self, appends: Sequence[Append]) -> None:
         visibility = self._visible
         for append in appends:
-            pending: _Pending = append.context
             self._in_flight -= append.event_count
-            if append.error is None and append.first_lsn is not None and append.last_lsn is not None:
-                visibility.committed(append.first_lsn, pending.effects)
-                self.last_lsn = max(self.last_lsn, append.last_lsn)
-            pending.done.set()
+            done: Signal = append.context
+            done.set()
+        last_lsn = appends[-1].last_lsn
+        if appends[0].error is None and last_lsn is not None:  # a frame's appends share their fate
+            events = [event for append in appends for event in append.events]
+            visibility.committed(last_lsn, cast("list[MemoryEvent]", events))  # as append() takes them
+            self.last_lsn = max(self.last_lsn, last_lsn)
         self._room_was_made()
         visibility.notify()
         visibility.advanced()
@@ -292,17 +285,22 @@ class Engine:
         await self.wait_for(lsn, timeout_seconds)
         return lsn
 
+    def _has_room(self, store: OpenStore, event_count: int) -> bool:
+        """Whether neither too much is durable and not yet visible, nor too much waits to become durable."""
+        log = store.log
+        if log.buffered_bytes >= self.options.buffer_bytes_max:
+            return False
+        lag = log.durable_lsn + self._in_flight - store.projection.projector.watermark
+        return lag == 0 or lag + event_count <= self.options.lag_events_max
+
     async def _wait_for_room(self, store: OpenStore, event_count: int) -> None:
-        """Hold a writer back while too much is durable and not yet visible, or too much waits to become durable."""
+        """Hold a writer back until there is room."""
         log, projector = store.log, store.projection.projector
         deadline = time.monotonic() + self.options.lag_timeout_seconds
-        while log.failure is None:
+        while log.failure is None and not self._has_room(store, event_count):
             if log.buffered_bytes >= self.options.buffer_bytes_max:
                 await self._committed_once.wait()
                 continue
-            lag = log.durable_lsn + self._in_flight - projector.watermark
-            if lag == 0 or lag + event_count <= self.options.lag_events_max:
-                return
             goal = log.durable_lsn + self._in_flight + event_count - self.options.lag_events_max
             goal = min(max(goal, projector.watermark + 1), log.durable_lsn)
             if goal <= projector.watermark:
@@ -317,7 +315,7 @@ class Engine:
         self._last_created_us = max(time.time_ns() // 1000, self._last_created_us + 1)
         return self._last_created_us
 
-    async def append(self, events: Sequence[Event], effects: Sequence[tuple[Key, bool]]) -> int:
+    async def append(self, events: Sequence[MemoryEvent]) -> int:
         """Append ``events`` as one atomic frame and return the last LSN, once they are durable.
 
         A cancelled call whose events still wait in the buffer is withdrawn: nothing is recorded. After that the
@@ -329,13 +327,15 @@ class Engine:
             LogPoisonedError: refused after an earlier failure.
         """
         store = self.store()
-        await self._wait_for_room(store, len(events))
-        pending = _Pending(effects)
+        if not self._has_room(store, len(events)):
+            await self._wait_for_room(store, len(events))
+            store = self.store()
+        done = self._new_signal()
         # the next open learns from the log which times were given: after a step back of the clock they are ahead of it
-        append = self.store().log.submit(events, pending, not_before_ns=self._last_created_us * 1000)
+        append = store.log.submit(events, done, not_before_ns=self._last_created_us * 1000)
         self._in_flight += len(events)
         try:
-            await pending.done.wait()
+            await done.wait()
         except anyio.get_cancelled_exc_class():
             if store.log.withdraw(append):
                 self._in_flight -= len(events)
@@ -343,9 +343,9 @@ class Engine:
                 raise
             # the caller holds the memory's lock, and nobody may check the memory before the outcome is known: asyncio's
             # own cancellation passes the shield, and may come twice
-            while not pending.done.is_set():
+            while not done.is_set():
                 with contextlib.suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
-                    await pending.done.wait()
+                    await done.wait()
             raise
         if append.error is not None:
             # one error, many waiters: each gets an instance with a traceback of its own
@@ -353,35 +353,9 @@ class Engine:
         assert append.last_lsn is not None
         return append.last_lsn
 
-    @asynccontextmanager
-    async def locked(self, namespace: str, memory_ids: Collection[str]) -> AsyncIterator[None]:
+    def locked(self, namespace: str, memory_ids: Collection[str]) -> AbstractAsyncContextManager[None]:
         """Hold ``memory_ids`` of ``namespace`` against other checks and changes: one at a time per memory."""
-        held: list[Key] = []
-        try:
-            for memory_id in sorted(set(memory_ids)):
-                key = (namespace, memory_id)
-                lock, users = self._locks.get(key, (None, 0))
-                lock = lock or anyio.Lock(fast_acquire=True)
-                self._locks[key] = (lock, users + 1)
-                try:
-                    await lock.acquire()
-                except BaseException:
-                    self._unlock(key, release=False)
-                    raise
-                held.append(key)
-            yield
-        finally:
-            for key in held:
-                self._unlock(key, release=True)
-
-    def _unlock(self, key: Key, *, release: bool) -> None:
-        lock, users = self._locks[key]
-        if release:
-            lock.release()
-        if users == 1:
-            del self._locks[key]
-        else:
-            self._locks[key] = (lock, users - 1)
+        return self._locks.held(namespace, memory_ids)
 
     async def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
         """Which of ``memory_ids`` exist after every durable event; the caller holds them by :meth:`locked`."""
@@ -465,30 +439,3 @@ def _existing(store: OpenStore, namespace: str, memory_ids: Sequence[str]) -> se
     by_row = [memory_id for memory_id, exists in dead.items() if exists is None]
     found = store.query.existing(namespace, by_row) if by_row else set()
     return found | {memory_id for memory_id, exists in dead.items() if exists}
-
-
-def _running_loop_of(loop: Any) -> Callable[[], object]:
-    """A cheap way to tell the loop that runs here, of the kind of ``loop``; None where there is none."""
-    if not isinstance(loop, asyncio.AbstractEventLoop):
-        return lambda: anyio.lowlevel.current_token().native_token
-
-    def current() -> object:
-        try:
-            return asyncio.get_running_loop()
-        except RuntimeError:
-            return None
-
-    return current
-
-
-def _poster(loop: Any) -> Callable[..., None]:
-    """A function that runs a callback in ``loop``, from any thread; nothing happens after the loop's end."""
-    call = loop.call_soon_threadsafe if isinstance(loop, asyncio.AbstractEventLoop) else loop.run_sync_soon
-
-    def post(callback: Callable[..., None], *args: object) -> None:
-        try:
-            call(callback, *args)
-        except RuntimeError as error:  # the loop is gone, and with it everybody who waited
-            _logger.debug("no event loop to report to: %s", error)
-
-    return post

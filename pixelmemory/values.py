@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -39,6 +39,7 @@ __all__ = [
     "check_namespace",
     "check_time_range",
     "check_timestamp",
+    "check_values",
     "check_vector",
     "decode_metadata",
     "encode_metadata",
@@ -485,7 +486,7 @@ def _numbers(value: Any, field: str) -> np.ndarray[Any, Any]:
 # ------------------------------------------------------------------------------------------------------ entries
 
 
-class CheckedEntry(NamedTuple):
+class CheckedEntry(msgspec.Struct, frozen=True, gc=False):
     """One entry of ``add_entries`` in the form the log holds; None where the caller gave nothing."""
 
     memory_id: str | None
@@ -521,18 +522,40 @@ def check_entry(
         raise InvalidArgumentError(field or "entry", f"has unknown keys: {names}; known are {known}")
     if "content" not in entry:
         raise InvalidArgumentError(field or "entry", "has no 'content'")
-    prefix = f"{field}." if field else ""
-    content = check_content(entry["content"], options, f"{prefix}content")
-    metadata = entry.get("metadata")
+    return check_values(
+        entry["content"],
+        entry.get("metadata"),
+        entry.get("memory_id"),
+        entry.get("timestamp"),
+        entry.get("embedding"),
+        options,
+        dimensions,
+        f"{field}." if field else "",
+        schema,
+    )
+
+
+def check_values(
+    content: object,
+    metadata: object,
+    memory_id: object,
+    timestamp: object,
+    embedding: object,
+    options: Options,
+    dimensions: int | None,
+    prefix: str,
+    schema: Schema | None,
+) -> CheckedEntry:
+    """As :func:`check_entry`; ``prefix`` stands before the names of the values in errors."""
+    checked_content = check_content(content, options, f"{prefix}content")
     metadata_json = encode_metadata(metadata, options, f"{prefix}metadata")
     if schema is not None:
         schema.check(decode_metadata(metadata_json), f"{prefix}metadata")
-    memory_id, timestamp, embedding = entry.get("memory_id"), entry.get("timestamp"), entry.get("embedding")
     if embedding is not None and dimensions is None:
         raise InvalidArgumentError(f"{prefix}embedding", "was given, and this store has no vectors")
     return CheckedEntry(
         None if memory_id is None else check_memory_id(memory_id, options, f"{prefix}memory_id"),
-        content,
+        checked_content,
         metadata_json,
         None if timestamp is None else check_timestamp(timestamp, f"{prefix}timestamp"),
         None if embedding is None or dimensions is None else check_vector(embedding, dimensions, f"{prefix}embedding"),

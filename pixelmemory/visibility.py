@@ -8,11 +8,12 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import anyio
 
 from pixelmemory.errors import ProjectionUnavailableError, StoreClosedError, UnknownOutcomeError, WaitTimeoutError
+from pixelmemory.events import MemoryDeleted, MemoryEvent
 from pixelmemory.opening import OpenStore
 
 __all__ = ["Key", "Visibility"]
@@ -28,10 +29,10 @@ class Visibility:
         self._log = store.log
         self._projector = store.projection.projector
         self._closed = False
-        #: memories whose last event is not visible yet -> (its LSN, whether they exist after it)
+        #: memories whose last event is not visible yet -> (last LSN of its frame, whether they exist after it)
         self._unseen: dict[Key, tuple[int, bool]] = {}
-        #: (LSN, key) in LSN order, to forget from ``_unseen``
-        self._unseen_order: deque[tuple[int, Key]] = deque()
+        #: (last LSN, memories) of each frame, to forget from ``_unseen``
+        self._unseen_frames: deque[tuple[int, list[Key]]] = deque()
         #: (LSN, tie, event) of those who wait; a heap
         self._waiting: list[tuple[int, int, anyio.Event]] = []
         self._ties = itertools.count()
@@ -39,13 +40,17 @@ class Visibility:
     @property
     def idle(self) -> bool:
         """Whether nobody waits, and nothing is unseen."""
-        return not (self._waiting or self._unseen or self._unseen_order)
+        return not (self._waiting or self._unseen or self._unseen_frames)
 
-    def committed(self, first_lsn: int, effects: Sequence[tuple[Key, bool]]) -> None:
-        """One append is durable: ``effects`` are (memory, whether it exists afterwards) for each of its events."""
-        for lsn, (key, exists) in enumerate(effects, first_lsn):
-            self._unseen[key] = (lsn, exists)
-            self._unseen_order.append((lsn, key))
+    def committed(self, last_lsn: int, events: Iterable[MemoryEvent]) -> None:
+        """A frame is durable: ``events`` are all of it, and ``last_lsn`` is of the last of them."""
+        added, deleted = (last_lsn, True), (last_lsn, False)
+        keys: list[Key] = []
+        for event in events:
+            key = (event.namespace, event.memory_id)
+            self._unseen[key] = deleted if type(event) is MemoryDeleted else added
+            keys.append(key)
+        self._unseen_frames.append((last_lsn, keys))
 
     def exists(self, key: Key) -> bool | None:
         """Whether a memory exists after its last event; None where that event is visible, and its row tells."""
@@ -59,11 +64,12 @@ class Visibility:
     def advanced(self) -> None:
         """The watermark has moved, or the state of the log's or the projector's health."""
         watermark = self._projector.watermark
-        order = self._unseen_order
-        while order and order[0][0] <= watermark:
-            lsn, key = order.popleft()
-            if self._unseen[key][0] == lsn:
-                del self._unseen[key]
+        frames, unseen = self._unseen_frames, self._unseen
+        while frames and frames[0][0] <= watermark:
+            last_lsn, keys = frames.popleft()
+            for key in keys:
+                if key in unseen and unseen[key][0] == last_lsn:  # else changed again later, or twice in the frame
+                    del unseen[key]
         while self._waiting and (self._waiting[0][0] <= watermark or self._projector.failure is not None):
             heapq.heappop(self._waiting)[2].set()
         if self._log.failure is not None:
