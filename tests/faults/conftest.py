@@ -18,6 +18,13 @@ def fault_report(pytestconfig: pytest.Config) -> FaultReport:
     return pytestconfig.stash.setdefault(_REPORT, FaultReport())
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A verdict that found something fails the run, whatever its test made of it."""
+    report = session.config.stash.get(_REPORT, None)
+    if report is not None and not report.total.good and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     report = config.stash.get(_REPORT, None)
     if report is not None and (lines := report.mutation_lines()):

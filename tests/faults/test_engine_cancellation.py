@@ -18,12 +18,14 @@ import anyio.lowlevel
 import pytest
 from engine_oracle import ADDED, DELETED, UPDATED, check_store, events_of
 from engine_tools import async_memory, vector
-from fault_report import FaultReport, Verdict, rounds
+from fault_report import FaultReport, Verdict, timed_rounds
 
 from pixelmemory import AsyncMemory, MemoryExistsError
 from pixelmemory.log import Files
 
 TASKS = 40
+#: tests of the row cancel_storm, each event loop's counted
+TESTS = 5
 #: room for a few events only, so that writers wait for it; and many segments
 TIGHT: dict[str, Any] = {
     "lag_events_max": 60,
@@ -103,11 +105,16 @@ def _assert_nothing_is_left(memory: AsyncMemory) -> None:
 
 @pytest.mark.anyio
 async def test_a_storm_of_cancelled_scopes(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
+    for number in timed_rounds("cancel_storm", 1, TESTS):
+        await _storm_of_cancelled_scopes(number, tmp_path, f"{store_name}_{number}", fault_report)
+
+
+async def _storm_of_cancelled_scopes(storm: int, tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     calls: list[_Call] = []
-    per_task = rounds(40, 600)
+    per_task = 40
 
     async def one(number: int, memory: AsyncMemory) -> None:
-        source = random.Random(number)
+        source = random.Random(storm * TASKS + number)
         for step in range(per_task):
             tag = number * per_task + step
             result: bool | None = None
@@ -140,11 +147,16 @@ async def test_a_storm_of_cancelled_scopes(tmp_path: Path, store_name: str, faul
 
 def test_a_storm_of_asyncios_own_cancellation(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     """It passes anyio's shields, and comes several times for one task."""
+    for number in timed_rounds("cancel_storm", 1, TESTS):
+        _storm_of_asyncios_own_cancellation(number, tmp_path, f"{store_name}_{number}", fault_report)
+
+
+def _storm_of_asyncios_own_cancellation(storm: int, tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     calls: list[_Call] = []
-    per_task = rounds(25, 400)
+    per_task = 25
 
     async def one(number: int, memory: AsyncMemory) -> None:
-        source = random.Random(number)
+        source = random.Random(storm * TASKS + number)
         for step in range(per_task):
             tag = number * per_task + step
             type_code, ids, request = _request(memory, source, tag)
@@ -276,12 +288,17 @@ async def test_updates_and_deletes_are_linearizable_per_memory(
 ) -> None:
     """A call that changed something did so between its beginning and its end; one that found nothing (or, an add, found
     the id taken) did so at some moment between them."""
+    for number in timed_rounds("cancel_storm", 1, TESTS):
+        await _linearizable(number, tmp_path, f"{store_name}_{number}", fault_report)
+
+
+async def _linearizable(history: int, tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     observed: list[_Observed] = []
     ids = [f"m{n}" for n in range(3)]
-    per_task = rounds(20, 300)
+    per_task = 20
 
     async def one(number: int, memory: AsyncMemory) -> None:
-        source = random.Random(number)
+        source = random.Random(history * TASKS + number)
         engine = memory._engine
         assert engine is not None
         assert engine._store is not None

@@ -9,7 +9,7 @@ import pytest
 from engine_oracle import check_store
 from engine_poison import refuse_with
 from engine_tools import answer_of, open_memory, pixeltable_home, run_script, vector
-from fault_report import FaultReport, Verdict, rounds
+from fault_report import FaultReport, Verdict, timed_rounds
 
 SCRIPT = """
     import json, os, signal, sys, threading, time
@@ -117,9 +117,13 @@ SCRIPT = """
 
 
 def test_a_killed_server_comes_back(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
-    kills = rounds(2, 25)
+    for number in timed_rounds("database", 1):
+        _kill_the_server(2, tmp_path / str(number), store_name, fault_report)
+
+
+def _kill_the_server(kills: int, home: Path, store_name: str, fault_report: FaultReport) -> None:
     with pixeltable_home() as pixeltable:
-        done = run_script(SCRIPT, tmp_path, store_name, kills, timeout_seconds=150, PIXELTABLE_HOME=str(pixeltable))
+        done = run_script(SCRIPT, home, store_name, kills, timeout_seconds=150, PIXELTABLE_HOME=str(pixeltable))
     answer = answer_of(done)
     fault_report.add("projection_crash: SIGKILL of the database", answer["killed"] + 1)
     fault_report.judge(Verdict(answer["acknowledged"], lost=answer["lost"]))

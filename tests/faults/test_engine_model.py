@@ -18,7 +18,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from engine_oracle import check_store
 from engine_tools import async_memory, vector
-from fault_report import LONG_FORM, FaultReport, rounds
+from fault_report import LONG_FORM, FaultReport, timed_rounds
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -293,15 +293,16 @@ def test_the_engine_equals_a_dict(
         "numbers": numbers,
     }
     machine = type("Machine", (StoreMachine,), fields)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=rounds(8, 150),
-            stateful_step_count=60 if LONG_FORM else 25,
-            derandomize=not LONG_FORM,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    for _ in timed_rounds("model", 1, 2):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=8,
+                stateful_step_count=60 if LONG_FORM else 25,
+                derandomize=not LONG_FORM,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
     fault_report.add("model: random lives", next(numbers))

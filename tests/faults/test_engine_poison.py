@@ -194,6 +194,26 @@ async def test_a_row_that_a_user_deleted_makes_its_updates_dead_letters(
     fault_report.add("poison: row deleted by a user")
 
 
+@pytest.mark.parametrize("direct_sql", [True, False], ids=["default", "public API"])
+def test_an_update_of_a_row_that_a_user_deleted_meanwhile_is_a_dead_letter(
+    tmp_path: Path, store_name: str, direct_sql: bool, fault_report: FaultReport
+) -> None:
+    """It was acknowledged while the row was there."""
+    # the flush ends the lingering
+    with open_memory(tmp_path, store_name, linger_seconds=30.0, direct_sql=direct_sql) as memory:
+        for name in ("a", "b"):
+            memory.add_entry(f"first {name}", memory_id=name, embedding=vector(1))
+        table = memory.get_namespace_table("default_namespace")
+        assert memory.update_memory("a", metadata={"x": 1})
+        assert memory.update_memory("b", metadata={"x": 1})
+        with_pixeltable(lambda: table.delete(table.id_text == "a"))
+        memory.flush()
+        assert set(dead_letters_of(store_name)) == {3}
+        assert any("LSN 3" in problem for problem in memory.health().problems)
+        assert [record["metadata"] for record in memory.search()] == [{"x": 1}]
+    fault_report.add("poison: row deleted by a user")
+
+
 def test_a_text_that_the_model_refuses(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     config = {"function": engine_udfs.embed_or_refuse}
     engine_udfs.mended = False

@@ -15,7 +15,7 @@ from engine_lives import Life, Lives, acknowledged_in, lives
 from engine_oracle import check_store, events_of
 from engine_poison import let_poison_in
 from engine_tools import open_memory
-from fault_report import FaultReport, Verdict, rounds
+from fault_report import FaultReport, Verdict, timed_rounds
 
 from pixelmemory.projection.projector import PROJECTOR_FAULT_POINTS
 
@@ -62,7 +62,7 @@ def _judge(home: Path, name: str, fault_report: FaultReport, **options: Any) -> 
 def test_a_kill_at_each_point(
     point: str, tmp_path: Path, store_name: str, forked: Lives, fault_report: FaultReport
 ) -> None:
-    for number in range(rounds(1, 20)):
+    for number in timed_rounds("projection_crash", 1, len(PROJECTOR_FAULT_POINTS)):
         source = random.Random(f"{point} {number}")
         home, name = tmp_path / str(number), f"{store_name}_{number}"
         nth = source.randint(1, 2) if point.startswith("table") else source.randint(1, 8)
@@ -81,7 +81,7 @@ def test_a_kill_at_each_point(
 
 def test_kills_at_random(tmp_path: Path, store_name: str, forked: Lives, fault_report: FaultReport) -> None:
     """Two in a row, so that what the first has left is killed again on its way."""
-    for number in range(rounds(4, 120)):
+    for number in timed_rounds("random_kills", 4):
         source = random.Random(number)
         home, name = tmp_path / str(number), f"{store_name}_{number}"
         options = SMALL | {"direct_sql": source.random() < 0.7}

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from fault_report import FaultReport, rounds
+from fault_report import FaultReport, timed_rounds
 from log_harness import STORE, Book, Store, disk_log, judge, make_events, read_all, recovered
 from simulated_disk import DiskFiles, SimulatedDisk
 
@@ -20,8 +20,13 @@ THREADS, APPENDS_PER_THREAD, EVENTS_PER_APPEND = 4, 100, 30
 STEPS_NS = (-DAY_NS, 365 * DAY_NS, -365 * DAY_NS, DAY_NS, -10_000 * DAY_NS, 0, 1, -1)
 
 
-@pytest.mark.parametrize("seed", range(rounds(5, 100)))
-def test_clock_steps(seed: int, fault_report: FaultReport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_steps(fault_report: FaultReport) -> None:
+    for seed in timed_rounds("clock", 5):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            _steps_of_the_clock(seed, fault_report, monkeypatch)
+
+
+def _steps_of_the_clock(seed: int, fault_report: FaultReport, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     real_time_ns = time.time_ns
     shift_ns = 0

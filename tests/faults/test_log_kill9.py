@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_report import LONG_FORM, FaultReport, rounds
+from fault_report import LONG_FORM, FaultReport, timed_rounds
 from independent_reader import read_folder
 from log_harness import Book, Store, read_all, recovered
 from writer_process import WriterProcess, judge_folder
@@ -17,7 +17,7 @@ from writer_process import WriterProcess, judge_folder
 from pixelmemory.log import FAULT_POINTS, Files, StoreLock
 from pixelmemory.options import Options
 
-ROUNDS_PER_TEST = 5
+KILLS_PER_STORE = 5
 
 
 def _check_opens(book: Book, folder: Path) -> None:
@@ -32,13 +32,17 @@ def _check_opens(book: Book, folder: Path) -> None:
     lock.release()
 
 
-@pytest.mark.parametrize("start", range(0, rounds(10, 120), ROUNDS_PER_TEST))
-def test_kill9_at_random_moments(start: int, fault_report: FaultReport, tmp_path: Path) -> None:
+def test_kill9_at_random_moments(fault_report: FaultReport, tmp_path: Path) -> None:
+    for number in timed_rounds("kill9", 2):
+        _kill_at_random_moments(number, fault_report, tmp_path / str(number))
+
+
+def _kill_at_random_moments(number: int, fault_report: FaultReport, folder: Path) -> None:
     """One store and a chain of writers, each killed while it opens or writes."""
-    rng = random.Random(start)
-    book, folder = Book(), tmp_path / "store"
+    rng = random.Random(number)
+    book = Book()
     folder.mkdir()
-    for _ in range(ROUNDS_PER_TEST):
+    for _ in range(KILLS_PER_STORE):
         arguments = (
             f"--sync-mode={rng.choice(('always', 'always', 'interval', 'os'))}",
             f"--segment-bytes={rng.choice((4096, 16384, 1 << 20))}",

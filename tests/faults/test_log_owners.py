@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_report import FaultReport, rounds
+from fault_report import FaultReport, timed_rounds
 from log_harness import Book
 from writer_process import HERE, WriterProcess, judge_folder
 
@@ -21,7 +21,7 @@ OPENERS = 4
 
 
 def test_two_openers_of_many_that_race_one_owns_the_store(fault_report: FaultReport, tmp_path: Path) -> None:
-    for number in range(rounds(2, 20)):
+    for number in timed_rounds("owners", 2):
         book, folder = Book(), tmp_path / str(number)
         folder.mkdir()
         with contextlib.ExitStack() as stack:

@@ -6,7 +6,7 @@ import errno
 import random
 
 import pytest
-from fault_report import LONG_FORM, FaultReport, rounds
+from fault_report import LONG_FORM, FaultReport, timed_rounds
 from faulty_files import Fault, FaultyFiles
 from log_harness import STORE, Book, Store, disk_log, judge, read_all, recovered
 from simulated_disk import DiskFiles, SimulatedDisk
@@ -14,8 +14,6 @@ from simulated_disk import DiskFiles, SimulatedDisk
 from pixelmemory.errors import LogError, ManifestError
 from pixelmemory.log import Files, renewal
 from pixelmemory.options import Options, SyncMode
-
-ROUNDS_PER_TEST = 50
 
 
 class _Life:
@@ -146,9 +144,8 @@ def _check_usable(disk: SimulatedDisk, book: Book, options: Options) -> None:
     store.log.close()
 
 
-@pytest.mark.parametrize("start", range(0, rounds(150, 3000), ROUNDS_PER_TEST))
-def test_powerloss_sim(start: int, fault_report: FaultReport, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(start, start + ROUNDS_PER_TEST):
+def test_powerloss_sim(fault_report: FaultReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in timed_rounds("powerloss", 150):
         # small logs take the path of large ones in half of the rounds: their last segment stays, and is sealed
         monkeypatch.setattr(renewal, "REWRITE_BYTES_MAX", 1 << 20 if seed % 2 else 1024)
         try:
