@@ -15,11 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs check bench soak
+.PHONY: help demo test lint format docs check bench soak mutations
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reopen it (keeps its data in .demo/)
 	@$(BIN)/python -m pixelmemory.demo
@@ -43,11 +43,15 @@ docs: $(VENV)/.stamp-dev ## build the documentation into docs/_build/html; warni
 bench: $(VENV)/.stamp-dev ## measure acknowledgements beside SQLite and a bare loop (docs/performance.md)
 	$(BIN)/python -m benchmarks.acknowledge $(BENCH_ARGS)
 
-# about how long the fault battery's long form runs
+# how long the random rows of the fault battery's long form go on; its exhaustive rows take some minutes besides
 SOAK_SECONDS ?= 600
 
 soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at the end (SOAK_SECONDS=600)
-	PIXELMEMORY_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults -o timeout=0 -o faulthandler_timeout=0
+	PIXELMEMORY_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults -o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
+
+mutations: $(VENV)/.stamp-dev ## plant each bug of the mutation gate in a copy, and see what catches it
+	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest tests/faults/test_log_mutations.py tests/faults/test_engine_mutations.py \
+		-o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 check: lint docs test ## lint, docs and test: what a change has to pass
 
