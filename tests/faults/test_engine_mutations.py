@@ -206,7 +206,7 @@ MUTATIONS = (
         "projection/apply",
         "        if changes:\n            for predicate",
         "        if False:\n            for predicate",
-        (f"{CONTRACT}what_is_deleted_is_gone",),
+        (f"{BATCHES}events_of_a_memory_in_one_batch[default]",),
     ),
     Mutation(
         "new content of an update is not embedded",
@@ -349,8 +349,8 @@ MUTATIONS = (
     Mutation(
         "a memory is forgotten before it is visible",
         "visibility",
-        "        while order and order[0][0] <= watermark:\n",
-        "        while order:\n",
+        "        while frames and frames[0][0] <= watermark:\n",
+        "        while frames:\n",
         (f"{CONTRACT}an_update_right_after_the_add",),
     ),
     Mutation(
@@ -391,15 +391,15 @@ MUTATIONS = (
     Mutation(
         "a call that is cancelled twice lets go of its memory",
         "engine",
-        "            while not pending.done.is_set():\n",
-        "            if not pending.done.is_set():\n",
+        "            while not done.is_set():\n",
+        "            if not done.is_set():\n",
         (f"{CANCELLED}a_call_that_is_cancelled_again_and_again_keeps_its_memory_until_its_outcome_is_known",),
     ),
     Mutation(
         "writers are not held back",
         "engine",
-        "            if lag == 0 or lag + event_count <= self.options.lag_events_max:\n",
-        "            if True:\n",
+        "        if not self._has_room(store, len(events)):\n",
+        "        if False:\n",
         (DEATH,),
     ),
     Mutation(
