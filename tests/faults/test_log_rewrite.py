@@ -23,7 +23,7 @@ from rewrite_tools import CANARY, STORE_ID, Ledger, Life, erase, folders_of
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, UnknownOutcomeError
-from pixelmemory.log import FAULT_POINTS, Files, renewal
+from pixelmemory.log import FAULT_POINTS, Files, renewal, set_fault_hook
 from pixelmemory.log.manifest import Manifest
 from pixelmemory.options import Options
 
@@ -101,12 +101,19 @@ def test_a_kill_or_a_power_cut_at_every_operation(
                 life.dead = True
                 device.stop()
 
+        def append_meanwhile(point: str, life: Life = life) -> None:
+            if point in ("rewrite.after_create", "rewrite.before_rest", "rewrite.before_removal"):
+                life.append(2)
+
         device.before = before
+        set_fault_hook(append_meanwhile)
         try:
             life.log.rewrite(erase)
             done = not device.stopped
         except (LogError, OSError):
             assert device.stopped
+        finally:
+            set_fault_hook(None)
         device.stop()
         life.end_dead()
         if done:

@@ -40,8 +40,11 @@ def stored_of(version: str) -> list[StoredEvent]:
 
 
 def test_the_golden_files_are_there_and_hold_every_event_type() -> None:
-    assert VERSIONS == ["v1"]
-    assert {row["type"] for row in rows_of("v1")} == {"MemoryAdded", "MemoryUpdated", "MemoryDeleted"}
+    assert VERSIONS == ["v1", "v1_removed"]
+    types = {"MemoryAdded", "MemoryUpdated", "MemoryDeleted"}
+    assert {row["type"] for row in rows_of("v1")} == types
+    assert {row["type"] for row in rows_of("v1_removed")} == types | {"EventRemoved"}
+    assert types | {"EventRemoved"} == {cls.__name__ for cls in EVENT_TYPES.values()}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
