@@ -1,8 +1,8 @@
 """What the fault battery injected and what came of it, and how long it goes on.
 
 The short form is part of the test suite. ``PIXELMEMORY_SOAK_SECONDS=600`` asks for the long form. Its exhaustive rows
-(every bit instead of a stride) take what they take, some minutes; its random rows go on for that many seconds, of which
-each has its share.
+(every bit instead of a stride) take what they take, ten minutes or more; each of its random rows goes on for its share
+of those seconds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ __all__ = ["LONG_FORM", "SOAK_SECONDS", "FaultReport", "Planted", "Verdict", "ro
 SOAK_SECONDS = float(os.environ.get("PIXELMEMORY_SOAK_SECONDS") or 0)
 LONG_FORM = SOAK_SECONDS > 0
 
-#: parts of a thousand of the soak's seconds that each random row has; a row's tests share its part evenly
+#: parts of a thousand of the soak's seconds that each random row has, and its tests share evenly; the other 250 go to
+#: the exhaustive rows, which take what they take
 SHARES = {
-    # the log, 400
-    "powerloss": 190,
-    "kill9": 150,
-    "owners": 30,
-    "clock": 30,
-    # the engine, 600
-    "projection_crash": 220,
-    "random_kills": 100,
-    "database": 80,
-    "model": 100,
-    "cancel_storm": 100,
+    # the log, 300
+    "powerloss": 140,
+    "kill9": 110,
+    "owners": 25,
+    "clock": 25,
+    # the engine, 450
+    "projection_crash": 160,
+    "random_kills": 80,
+    "database": 60,
+    "model": 75,
+    "cancel_storm": 75,
 }
 
 
