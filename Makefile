@@ -43,7 +43,7 @@ docs: $(VENV)/.stamp-dev ## build the documentation into docs/_build/html; warni
 bench: $(VENV)/.stamp-dev ## measure acknowledgements beside SQLite and a bare loop (docs/performance.md)
 	$(BIN)/python -m benchmarks.acknowledge $(BENCH_ARGS)
 
-# how long the random rows of the fault battery's long form go on; its exhaustive rows take some minutes besides
+# the fault battery's long form: its random rows go on for three quarters of this, its exhaustive rows take ten minutes
 SOAK_SECONDS ?= 600
 
 soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at the end (SOAK_SECONDS=600)
