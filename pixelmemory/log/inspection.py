@@ -69,7 +69,15 @@ class LogInspection:
         self.segments: list[SegmentView] = []
         self.strays: list[tuple[Path, str]] = []
         self._verdict: Verdict = None
-        self._load()
+        try:
+            self._load()
+        except FileNotFoundError:  # its owner has put a rewritten log in its place
+            if not live:
+                raise
+            self.log_folder = log_folder(folder, self._files)
+            self.segments, self.strays = [], []
+            self._tidied.seen.clear()
+            self._load()
 
     @property
     def epoch(self) -> int:
@@ -193,7 +201,11 @@ class LogInspection:
             following = self.segments[index + 1] if index + 1 < len(self.segments) else None
             if following is None or following.first_lsn > from_lsn or from_lsn == 1:
                 yield from self._check_start(view, self.segments[index - 1] if index else None, next_lsn)
-                yield from walk_segment(self._files, view, following, self.verdict)
+                try:
+                    yield from walk_segment(self._files, view, following, self.verdict)
+                except FileNotFoundError:  # its owner has rewritten the log
+                    reason = "the segment went away while it was looked at"
+                    yield Damage(DamageKind.EVENTS, view.path, 0, 0, None, None, reason)
             next_lsn = view.end.lsn if view.end is not None else (following or view).first_lsn
             index += 1
             # an owner makes the next segment before it seals this one

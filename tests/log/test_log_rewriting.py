@@ -443,6 +443,23 @@ def test_tools_that_only_read_find_the_log(middle: Path) -> None:
         Manifest.load(middle)
 
 
+def test_a_look_at_a_log_that_is_rewritten_meanwhile(tmp_path: Path) -> None:
+    """What went away is said to be gone, and another look finds everything."""
+    with opened(tmp_path, segment_bytes_max=4096) as store:
+        fill(store)
+        store.append_each(added(n, "x" * 3000) for n in range(4))
+        Manifest(store_id=STORE_ID, epoch=1, has_log=True).save(tmp_path)
+        inspection = LogInspection(tmp_path)
+        items = inspection.items()
+        before = inspection.listing()
+        next(items)
+        store.log.rewrite(lambda _: REMOVED)
+        gone = [item for item in items if isinstance(item, Damage)]
+        assert "the segment went away while it was looked at" in [damage.reason for damage in gone]
+        assert inspection.listing() != before
+        assert [item for item in LogInspection(tmp_path).items() if isinstance(item, Damage)] == []
+
+
 def test_an_open_finishes_the_switch(middle: Path) -> None:
     with opened(middle, epoch=2) as store:
         assert plain(read_all(store.log)).count(REMOVED) == 16
