@@ -1,0 +1,130 @@
+"""Bar 8: adds to many namespaces in the shared layout, beside one namespace; and the cost of the default layout."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import anyio
+import msgspec
+
+from benchmarks import data
+from benchmarks.place import Place
+from benchmarks.report import Bar, check
+from benchmarks.timing import say
+from pixelmemory import AsyncMemory, Layout
+
+TASKS = 64
+
+
+class Sizes(msgspec.Struct):
+    namespaces: int
+    rows: int
+    rounds: int
+    #: of the default layout, with a table each, and rows in each
+    tables: int
+    table_rows: int
+
+
+SIZES = {
+    "tiny": Sizes(50, 300, 1, 5, 4),
+    "small": Sizes(200, 2_000, 1, 20, 10),
+    "full": Sizes(1_000, 10_000, 3, 100, 20),
+}
+
+
+class Namespaces(msgspec.Struct):
+    sizes: Sizes
+    many_per_second: float
+    one_per_second: float
+    #: with one table a namespace: the first memories of each, and later ones
+    first_ms_per_table: float
+    later_per_second: float
+
+    def bars(self) -> list[Bar]:
+        sizes = self.sizes
+        ratio = self.many_per_second / self.one_per_second
+        return [
+            Bar(
+                number=8,
+                name=f"interleaved adds to {sizes.namespaces} namespaces, shared layout, to searchable",
+                measured=f"{self.many_per_second:,.0f} rows/s",
+                baseline=f"one namespace: {self.one_per_second:,.0f} rows/s",
+                sizes=f"{sizes.rows} rows with vectors, {sizes.rounds} rounds, {TASKS} tasks",
+                ratio=ratio,
+                wanted=">= 0.5 x",
+                met=ratio >= 0.5,
+            ),
+            Bar(
+                number=8,
+                name="default layout (no bar: its cost)",
+                measured=f"{self.first_ms_per_table:.0f} ms a new namespace, then {self.later_per_second:,.0f} rows/s",
+                sizes=f"{sizes.tables} namespaces, {sizes.table_rows} rows each",
+                wanted="stated",
+                met=True,
+            ),
+        ]
+
+
+async def interleaved(mem: AsyncMemory, corpus: data.Corpus, namespaces: int, rows: int) -> float:
+    """Seconds until ``rows`` single adds, each to the next namespace, are searchable."""
+    entries = corpus.entries(0, rows)
+
+    async def run(first: int) -> None:
+        for row in range(first, rows, TASKS):
+            await mem.add_entry(**entries[row], namespace=f"n{row % namespaces}")
+
+    started = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for first in range(TASKS):
+            group.start_soon(run, first)
+    await mem.flush()
+    return time.perf_counter() - started
+
+
+async def _shared(place: Place, corpus: data.Corpus, namespaces: int, rows: int) -> float:
+    """Rows/s in a new store with the shared layout."""
+    options = place.options(layout=Layout.SHARED)
+    async with AsyncMemory(place.name("shared"), None, {"dimensions": data.DIMENSIONS}, options=options) as mem:
+        await mem.add_entries(corpus.entries(0, 1), "warm")
+        await mem.flush()
+        seconds = await interleaved(mem, corpus, namespaces, rows)
+        check(await mem.count() == rows + 1, "not every row is there")
+        found = await mem.namespaces()
+        check(len(found) == min(namespaces, rows) + 1, f"{len(found)} namespaces")
+    return rows / seconds
+
+
+async def _default(place: Place, corpus: data.Corpus, sizes: Sizes) -> tuple[float, float]:
+    """Milliseconds for each new namespace, and rows/s once they are there."""
+    async with AsyncMemory(place.name("tables"), None, {"dimensions": data.DIMENSIONS}, options=place.options()) as mem:
+        await mem.add_entries(corpus.entries(0, 1), "warm")
+        await mem.flush()
+        first = await interleaved(mem, corpus, sizes.tables, sizes.tables)
+        rows = sizes.tables * sizes.table_rows
+        later = await interleaved(mem, corpus, sizes.tables, rows)
+        check(await mem.count() == rows + sizes.tables + 1, "not every row is there")
+    return first / sizes.tables * 1000, rows / later
+
+
+async def measure(place: Place) -> Namespaces:
+    sizes = place.sized(SIZES)
+    corpus = data.corpus(max(sizes.rows, sizes.tables * sizes.table_rows), queries=1)
+    many, one = list[float](), list[float]()
+    for turn in range(sizes.rounds):
+        say(f"round {turn + 1} of {sizes.rounds}: {sizes.namespaces} namespaces, then one")
+        many.append(await _shared(place, corpus, sizes.namespaces, sizes.rows))
+        one.append(await _shared(place, corpus, 1, sizes.rows))
+    say(f"default layout: {sizes.tables} tables")
+    first, later = await _default(place, corpus, sizes)
+    return Namespaces(
+        sizes=sizes,
+        many_per_second=statistics.median(many),
+        one_per_second=statistics.median(one),
+        first_ms_per_table=first,
+        later_per_second=later,
+    )
+
+
+def run(place: Place) -> Namespaces:
+    return anyio.run(measure, place)

@@ -1,0 +1,86 @@
+"""Bar 7: a rebuild from a log whose vectors are cached, beside the projection with vectors given."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import anyio
+import msgspec
+
+from benchmarks import data
+from benchmarks.place import BATCH_ROWS, Place
+from benchmarks.project import given_rate
+from benchmarks.report import Bar, check
+from benchmarks.timing import say
+from pixelmemory import AsyncMemory
+
+#: rows, rounds
+SIZES = {"tiny": (300, 1), "small": (2_000, 1), "full": (10_000, 3)}
+
+
+class Rebuilt(msgspec.Struct):
+    rows: int
+    rounds: int
+    #: from the call that opens until everything is visible
+    rebuild_per_second: float
+    given_per_second: float
+    #: contents that the embedder was called with during the rebuilds
+    embedder_calls: int
+
+    def bars(self) -> list[Bar]:
+        ratio = self.rebuild_per_second / self.given_per_second
+        return [
+            Bar(
+                number=7,
+                name=f"rebuild with cached vectors, embedder calls: {self.embedder_calls}",
+                measured=f"{self.rebuild_per_second:,.0f} rows/s",
+                baseline=f"vectors given: {self.given_per_second:,.0f} rows/s",
+                sizes=f"{self.rows} rows, {self.rounds} rounds, opening included",
+                ratio=ratio,
+                wanted=">= 0.8 x, 0 calls",
+                met=ratio >= 0.8 and self.embedder_calls == 0,
+            )
+        ]
+
+
+async def measure(place: Place) -> Rebuilt:
+    from benchmarks import pixeltable_direct
+    from pixelmemory.projection.database import start_pixeltable
+
+    await anyio.to_thread.run_sync(lambda: start_pixeltable(keep_http_server=False))
+    rows, rounds = place.sized(SIZES)
+    corpus = data.corpus(rows)
+    pixeltable_direct.know(corpus)
+    config = {"function": pixeltable_direct.counted, "dimensions": data.DIMENSIONS}
+    name = place.name("rebuild")
+    async with AsyncMemory(name, None, config, options=place.options()) as mem:
+        for first in range(0, rows, BATCH_ROWS):
+            entries = corpus.entries(first, first + BATCH_ROWS)
+            await mem.add_entries([{key: each[key] for key in each if key != "embedding"} for each in entries], "all")
+        await mem.flush()
+    check(len(set(pixeltable_direct.embedded_texts) & set(corpus.contents)) == rows, "not every text was embedded")
+    ours, beside, calls = list[float](), list[float](), 0
+    for turn in range(rounds):
+        say(f"round {turn + 1} of {rounds}, {rows} rows")
+        pixeltable_direct.embedded_texts.clear()
+        started = time.perf_counter()
+        async with AsyncMemory(name, None, config, options=place.options(rebuild=True)) as mem:
+            await mem.flush()
+            ours.append(rows / (time.perf_counter() - started))
+            check(await mem.count("all") == rows, "not every row is there")
+            found = [each["metadata"]["n"] for each in await mem.search("all", vector=corpus.queries[0], limit=10)]
+            check(data.recall(data.exact(corpus, corpus.queries[0]), found, 10) >= 0.9, "the nearest are not found")
+        calls += sum(text in set(corpus.contents) for text in pixeltable_direct.embedded_texts)
+        beside.append(await given_rate(place, corpus))
+    return Rebuilt(
+        rows=rows,
+        rounds=rounds,
+        rebuild_per_second=statistics.median(ours),
+        given_per_second=statistics.median(beside),
+        embedder_calls=calls,
+    )
+
+
+def run(place: Place) -> Rebuilt:
+    return anyio.run(measure, place)
