@@ -10,6 +10,8 @@ POWER, IO, DAMAGE, KILL, OWNERS, CLOCK = (
     (f"faults/test_log_{name}.py",) for name in ("powerloss", "io_faults", "damage", "kill9", "owners", "clock")
 )
 
+REWRITE, REWRITING = ("faults/test_log_rewrite.py",), ("log/test_log_rewriting.py",)
+
 MUTATIONS = (
     Mutation("no sync", "log/appender", "            self._files.sync(fd)\n", "            pass\n", POWER),
     Mutation("no sync of a new segment", "log/segment", "            files.sync(fd)\n", "", POWER),
@@ -123,6 +125,44 @@ MUTATIONS = (
     Mutation(
         "time goes back at an open", "log/renewal", "max((found.logged_at_ns for", "min((found.logged_at_ns for", CLOCK
     ),
+    Mutation(
+        "no sync of a rewritten log's name",
+        "log/rewrite",
+        '        self._files.sync_folder(self._folder)\n        fault_point("rewrite.after_create")',
+        '        fault_point("rewrite.after_create")',
+        REWRITE,
+    ),
+    Mutation(
+        "no sync of the names in a rewritten log",
+        "log/rewrite",
+        '        self._files.sync_folder(self._folder)\n        fault_point("rewrite.after_folder_sync")',
+        '        fault_point("rewrite.after_folder_sync")',
+        REWRITE,
+    ),
+    Mutation(
+        "no sync of a rewritten segment",
+        "log/rewrite",
+        '        self._files.sync(self._fd)\n        fault_point("rewrite.after_segment_sync")',
+        '        fault_point("rewrite.after_segment_sync")',
+        REWRITE,
+    ),
+    Mutation(
+        "a switch that was cut short is not finished",
+        "log/log",
+        "            finish_switch(files, folder)\n",
+        "",
+        REWRITE,
+    ),
+    Mutation(
+        "an old log is left",
+        "log/log",
+        "            remove_leftovers(files, folder)\n            ready",
+        "            ready",
+        REWRITE,
+    ),
+    Mutation("reads go on while logs are switched", "log/log", "with self._reader.paused():", "if True:", REWRITING),
+    Mutation("what was taken out stays in memory", "log/log", "        self._tail.clear()\n", "", REWRITING),
+    Mutation("the rest is not copied", "log/log", "        rewriting.copy(self._appender.last_lsn)\n", "", REWRITING),
     Mutation("time goes back", "log/writer", "if logged_at_ns < self.last_logged_at_ns:", "if False:", CLOCK),
 )
 
