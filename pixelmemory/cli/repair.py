@@ -22,7 +22,7 @@ from pixelmemory.cli.common import (
     progress,
     show,
 )
-from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
+from pixelmemory.errors import ProjectionUnavailableError, StoreError, StoreLockedError
 from pixelmemory.log import Files, StoreLock
 from pixelmemory.log.inspection import LogInspection, owner_pid
 from pixelmemory.log.repair import Repaired, apply_repair
@@ -89,8 +89,17 @@ def run_repair(arguments: argparse.Namespace) -> int:
         rows: Iterator[dict[str, Any]] = iter(())
         if snapshot is not None and plan.cut is not None:
             rows = snapshot.rows_from(plan.cut.first_lsn)
+        _check_path(folder)
         _show_done(apply_repair(plan, rows=rows))
     return CLEAN
+
+
+def _check_path(folder: Path) -> None:
+    """Refuse a path that is no UTF-8: what is kept aside is described in JSON, which names it."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"{folder}: the path is not UTF-8; move the store elsewhere to repair it") from None
 
 
 def _open_projection(folder: Path, stack: ExitStack) -> tuple[ProjectionSnapshot | None, str | None]:

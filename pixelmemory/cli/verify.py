@@ -158,13 +158,13 @@ class Report(msgspec.Struct):
         for kind in ("damage", "later_version"):
             log[kind] = [_damage_fields(damage) for damage in log[kind]]
         return {
-            "store": str(self.store),
+            "store": _plain(str(self.store)),
             "store_id": self.store_id,
             "epoch": self.epoch,
             "open_in_process": self.open_in_process,
             "log": log,
             "projection": {
-                "path": self.projection,
+                "path": _plain(self.projection),
                 "checkpoint_lsn": self.checkpoint_lsn,
                 "compared": self.comparison is not None,
                 "not_compared_because": self.reason,
@@ -235,7 +235,16 @@ class Report(msgspec.Struct):
 
 
 def _damage_fields(damage: Damage) -> dict[str, Any]:
-    return damage._asdict() | {"kind": damage.kind.value, "path": str(damage.path)}
+    return damage._asdict() | {
+        "kind": damage.kind.value,
+        "path": _plain(str(damage.path)),
+        "reason": _plain(damage.reason),
+    }
+
+
+def _plain(path: str) -> str:
+    """A path as JSON can have it: bytes that are no UTF-8 become escapes."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def _finding_text(finding: RowFinding) -> str:

@@ -180,7 +180,9 @@ class SqlReads:
             schema = self._tables.schema
             typed: dict[str, tuple[str, ColumnKind]] = {}
             if schema is not None:
-                typed = {name: (column[name], kind) for name, kind in schema.columns.items() if name in column}
+                # Pixeltable keeps the names of columns in lower case
+                known = [(name, name.lower(), kind) for name, kind in schema.columns.items()]
+                typed = {name: (column[folded], kind) for name, folded, kind in known if folded in column}
             expression, values = compile_filter(search.filter, metadata=column["metadata"], typed=typed)
             conditions.append(f"({expression})")
             parameters |= values
