@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from cli_tools import Program, append, flip, frames, make_log, open_log, segments
 
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
+from pixelmemory.events import Event, EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
 
 
 def lsns(out: str) -> list[int]:
@@ -60,6 +60,27 @@ def test_the_table(program: Program, store: Path, events: list[Event]) -> None:
     assert [int(line.split()[0]) for line in lines[1:]] == list(range(1, len(events) + 1))
     assert lines[1].split()[2:6] == ["added", "work", "id-0", "text"]
     assert lines[2].endswith("(metadata)")
+
+
+def test_events_that_were_taken_out(program: Program, tmp_path: Path) -> None:
+    """They are of no memory, so who asks for one does not get them."""
+    given = [MemoryAdded("work", f"m{n}", "content", 1) for n in range(4)]
+    store = make_log(tmp_path / "notes", list(given))
+    reasons = {2: "erased", 3: "compacted"}
+    with open_log(store) as log:
+        log.rewrite(
+            lambda stored: (
+                EventRemoved(reasons[stored.lsn], 1_700_000_000_123_456) if stored.lsn in reasons else stored.event
+            )
+        )
+    found = [json.loads(line) for line in program("log", store, "--json").out.splitlines()]
+    assert [line["type"] for line in found] == ["added", "erased", "compacted", "added"]
+    assert found[1].keys() == {"lsn", "logged_at", "event_id", "type", "removed_at"}
+    assert found[1]["removed_at"] == "2023-11-14T22:13:20.123456Z"
+    table = program("log", store).out.splitlines()
+    assert table[2].split()[2:] == ["erased", "(taken", "out", "2023-11-14)"]
+    assert lsns(program("log", store, "--json", "--namespace", "work").out) == [1, 4]
+    assert lsns(program("log", store, "--json", "--memory-id", "m1").out) == []
 
 
 def test_what_is_asked_for(program: Program, store: Path, events: list[Event]) -> None:

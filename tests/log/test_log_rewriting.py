@@ -23,7 +23,7 @@ from pixelmemory.errors import (
     StoreError,
     WrongThreadError,
 )
-from pixelmemory.events import Event, EventRemoved, MemoryAdded
+from pixelmemory.events import Event, EventRemoved, MemoryAdded, MemoryUpdated
 from pixelmemory.log import Finding, Manifest, StoredEvent, scan, set_fault_hook
 from pixelmemory.log.export import event_fields, event_name
 from pixelmemory.log.inspection import Damage, LogInspection
@@ -31,6 +31,8 @@ from pixelmemory.log.repair import apply_repair
 from pixelmemory.log.repair_plan import plan_repair
 from pixelmemory.log.switch import finish_switch
 from pixelmemory.options import SyncMode
+from pixelmemory.projection.comparison import Fold
+from pixelmemory.projection.fold import fold
 
 sys.path.append(str(Path(__file__).parent.parent / "faults"))
 from independent_reader import DiskEvent, read_folder
@@ -512,3 +514,17 @@ def test_what_a_removed_event_is_shown_as() -> None:
             "type": reason,
             "removed_at": "1970-01-01T00:00:02Z",
         }
+
+
+def test_a_removed_event_is_folded_to_nothing() -> None:
+    events: list[Event] = [REMOVED, added(1), REMOVED, MemoryUpdated("work", "id-1", content="new"), REMOVED]
+    stored = [StoredEvent(lsn, bytes(16), 1, event) for lsn, event in enumerate(events, 1)]
+    changes = fold(stored)
+    assert [(change.key, change.lsns, change.content) for change in changes.values()] == [
+        (("work", "id-1"), [2, 4], "new")
+    ]
+    expected = Fold(set())
+    for each in stored:
+        expected.add(each)
+    assert list(expected.memories) == [("work", "id-1")]
+    assert fold(stored[:1]) == {}
