@@ -349,6 +349,12 @@ _OLDER = """
 
 def _wait_for_transactions(connection: psycopg.Connection[Any]) -> None:
     """Wait until none runs that began before now."""
+    row = connection.execute("SELECT pg_has_role(current_user, 'pg_read_all_stats', 'usage'), current_user").fetchone()
+    if row is None or not row[0]:
+        raise ProjectionError(
+            "nothing was scrubbed: whether another transaction still sees the erased rows is hidden from the role "
+            f"{row and row[1]}; grant it pg_read_all_stats"
+        )
     row = connection.execute("SELECT pg_current_xact_id()::xid::text").fetchone()
     assert row is not None
     deadline = time.monotonic() + WAIT_SECONDS_MAX
