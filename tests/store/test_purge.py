@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import string
 import subprocess
@@ -467,7 +468,9 @@ def test_a_role_that_may_not(tmp_path: Path, store_name: str, monkeypatch: pytes
         sql(f"CREATE ROLE {role} LOGIN IN ROLE pg_read_all_data, pg_write_all_data")
         try:
             with monkeypatch.context() as patch:
-                patch.setattr(module, "connection_string", lambda: connection_string().replace("postgres@", f"{role}@"))
+                patch.setattr(
+                    module, "connection_string", lambda: re.sub(r"//[^@]*@", f"//{role}@", connection_string())
+                )
                 with pytest.raises(ProjectionError, match=r"nothing was scrubbed.*pg_read_all_stats"):
                     purge_and_scrub(tables, ids, memory.last_lsn)
                 sql(f"GRANT pg_read_all_stats TO {role}")
