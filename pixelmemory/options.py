@@ -85,8 +85,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     batch_events_max: int = 2000
     #: encoded bytes applied in one transaction (a single frame may exceed it)
     batch_bytes_max: int = 16 * 1024 * 1024
-    #: how long the projector lets a batch gather while no reader waits
+    #: how long the projector lets a batch gather while no reader waits; 0: not at all
     linger_seconds: float = 0.02
+    #: how long it goes on with that while thousands of events a second come in
+    linger_seconds_max: float = 1.0
     #: events that may be durable and not yet visible; a writer beyond it waits
     lag_events_max: int = 100_000
     #: how long such a writer waits before it gets WaitTimeoutError
@@ -144,6 +146,7 @@ _MINIMUM: dict[str, float] = {
     "append_bytes_max": 1024,
     "tail_bytes_max": 0,
     "linger_seconds": 0.0,
+    "linger_seconds_max": 0.0,
     "lag_timeout_seconds": 0.0,
     "retry_seconds_min": 0.001,
     "retry_seconds_max": 0.001,

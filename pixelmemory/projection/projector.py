@@ -41,6 +41,9 @@ __all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
 _logger = logging.getLogger("pixelmemory.projector")
 T = TypeVar("T")
 
+#: a slower stream is projected as it comes: that takes nothing from its writers
+BURST_EVENTS_PER_SECOND = 1000
+
 #: the fault points of the projection, in the order of a life; the log has its own
 PROJECTOR_FAULT_POINTS = (
     "projection.before_drop",
@@ -251,11 +254,13 @@ class Projector:
 
     def _read_loop(self) -> None:
         next_lsn = self.watermark + 1
+        gathered_lsn = 0
         while not self._stopping.is_set():
             if self.readable_lsn < next_lsn:
                 self._wait_for_events(next_lsn)
                 continue
-            self._linger(next_lsn)
+            if next_lsn > gathered_lsn:
+                gathered_lsn = self._linger(next_lsn)
             readable_lsn = self.readable_lsn
             events = self._log.read(
                 next_lsn, events_max=self._options.batch_events_max, bytes_max=self._options.batch_bytes_max
@@ -298,11 +303,26 @@ class Projector:
             return self._log.synced_lsn
         return self._log.durable_lsn
 
-    def _linger(self, next_lsn: int) -> None:
-        """Let a small batch gather, unless a reader waits."""
-        waiting = self._log.durable_lsn - next_lsn + 1
-        if waiting < self._options.batch_events_max and self._options.linger_seconds > 0:
-            self._urgent.wait(self._options.linger_seconds)
+    def _linger(self, next_lsn: int) -> int:
+        """Let events gather, unless a reader waits, and go on with it while a burst of them comes in.
+
+        The projector and those who write share the interpreter: what it does in the midst of a burst, it takes from
+        them. How much gathers is bounded in time and in events, so a stream that does not end is projected in turns.
+
+        Returns:
+            The last LSN that was gathered.
+        """
+        options = self._options
+        ends_at = time.monotonic() + options.linger_seconds_max
+        seen_lsn = self._log.durable_lsn
+        while options.linger_seconds > 0 and seen_lsn - next_lsn < options.lag_events_max // 4:
+            if self._urgent.wait(options.linger_seconds):
+                break
+            before_lsn, seen_lsn = seen_lsn, self._log.durable_lsn
+            is_burst = seen_lsn - before_lsn >= BURST_EVENTS_PER_SECOND * options.linger_seconds
+            if not is_burst or time.monotonic() >= ends_at:
+                break
+        return self._log.durable_lsn
 
     # -- the writer thread
 

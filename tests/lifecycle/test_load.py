@@ -68,3 +68,19 @@ async def test_the_event_loop_goes_on_while_memories_are_projected(
     record_property("longest gap, ms", round(max(gaps) * 1000, 1))
     print(f"longest gap of the event loop: {max(gaps) * 1000:.1f} ms, over {len(gaps)} ticks")
     assert len(gaps) > 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lag_events_max", [400, 100_000], ids=["few may gather", "many may gather"])
+async def test_what_gathers_in_a_burst_is_projected(tmp_path: Path, store_name: str, lag_events_max: int) -> None:
+    """Where few events may gather, in the midst of the burst; else once it ends, and no reader need wait for it."""
+    options = {"linger_seconds": 0.001, "linger_seconds_max": 3600.0, "lag_events_max": lag_events_max}
+    added = 0
+    async with async_memory(tmp_path, store_name, **options) as memory:
+        with anyio.fail_after(60):
+            while added < 1000 or (lag_events_max == 400 and (await memory.stats()).watermark < 300):
+                await memory.add_entries([{"content": str(n), "embedding": vector(n)} for n in range(100)])
+                added += 100
+            while (await memory.stats()).watermark < added:  # noqa: ASYNC110 - no reader is to wait for it
+                await anyio.sleep(0.01)
+        assert await memory.count(consistency="eventual") == added

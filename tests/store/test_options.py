@@ -19,6 +19,7 @@ EXTREMES: list[dict[str, Any]] = [
     {"lag_events_max": 1},
     {"reader_threads_max": 1},
     {"linger_seconds": 0.0},
+    {"linger_seconds_max": 0.0},
     {"segment_bytes_max": 4096, "tail_bytes_max": 0},
     {"buffer_bytes_max": 4096, "append_bytes_max": 4096},
     {"graph_rows_min": 0},
