@@ -247,11 +247,11 @@ class TableWriter:
         row: dict[str, Any] = {
             **self._key_columns(change),
             **self._metadata_columns(change.metadata_json or b"{}"),
-            "id_text": None if str(memory_key(change.memory_id)) == change.memory_id else change.memory_id,
             "content": change.content,
             "timestamp": from_timestamp(change.created_at_us),
             "lsn": change.lsn,
         }
+        row["id_text"] = None if str(row["memory_id"]) == change.memory_id else change.memory_id
         if self._tables.shared:
             row["namespace"] = change.namespace
         return row
