@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -40,6 +40,8 @@ __all__ = ["AsyncMemory", "Consistency"]
 
 DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
+#: memories that are deleted at once while a namespace is erased
+ERASED_PAGE = 1000
 
 #: what a read waits for: this handle's own acknowledged writes, nothing, all that is durable now, or an LSN
 Consistency = Literal["session", "eventual", "strong"] | int
@@ -375,9 +377,76 @@ class AsyncMemory:
         Raises:
             As :meth:`add_entry`.
         """
-        if isinstance(memory_ids, (str, bytes)) or not hasattr(memory_ids, "__iter__"):
-            raise InvalidTypeError("memory_ids", f"must be a list of str, not {type(memory_ids).__name__}")
-        return await self._delete(list(memory_ids), namespace, "memory_ids")
+        return await self._delete(_id_list(memory_ids), namespace, "memory_ids")
+
+    async def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
+
+        Returns:
+            True if the store knew of it, deleted or not.
+        """
+        return await self._erase([memory_id], namespace, "memory_id") == 1
+
+    async def erase_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Delete memories, and take everything that they ever held off the disk.
+
+        Their content, metadata, vectors and ids leave the log, the vector cache, ``quarantine/`` (which is emptied),
+        the tables with all their past versions, and what PostgreSQL keeps of them; each event leaves an entry that says
+        that something was erased there, and when. An id may be added again.
+
+        It writes the whole log and the namespace's table anew, so it takes as long as that, and as much room on the
+        disk: erase many at once. Adds go on meanwhile; reads of the namespace wait for its table. An erase that was
+        interrupted is finished when the store is opened again; ``health()`` tells of one that could not be.
+
+        Args:
+            memory_ids: of memories that exist, or that did.
+
+        Returns:
+            How many of them the store knew of.
+
+        Raises:
+            WaitTimeoutError, ProjectionUnavailableError: the projection is behind; nothing is erased yet.
+            LogWriteError: there was no room to write the log anew; nothing is erased yet, but the vectors.
+            ProjectionError: the tables could not be purged; erase again, or reopen the store.
+        """
+        return await self._erase(_id_list(memory_ids), namespace, "memory_ids")
+
+    async def erase_namespace(self, namespace: str) -> int:
+        """Erase every memory that ``namespace`` holds or ever held, as :meth:`erase_memories` does.
+
+        The name of the namespace itself stays: in the registry, and in the name of its table.
+
+        Returns:
+            How many there were.
+        """
+        engine, _ = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        while found := await self.search(checked_namespace, limit=ERASED_PAGE):
+            await self.delete_memories([record["memory_id"] for record in found], checked_namespace)
+        return await engine.erase(checked_namespace, None)
+
+    async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:
+        engine, _ = self._running()
+        await self._delete(memory_ids, namespace, field)
+        ids = list(dict.fromkeys(memory_ids))
+        return await engine.erase(check_namespace(namespace, engine.options), ids) if ids else 0
+
+    async def compact(self) -> int:
+        """Make the log smaller: of each memory one event is left, of deleted ones none. No memory changes.
+
+        What stood in the log of earlier contents is gone afterwards. It writes the log anew, which takes as much room
+        on the disk; adds and reads go on meanwhile. Takes about 200 bytes of memory for each memory of the store, and
+        the texts of those that were updated.
+
+        Returns:
+            By how many bytes the log has become smaller.
+
+        Raises:
+            WaitTimeoutError, ProjectionUnavailableError: the projection is behind; nothing has changed.
+            LogWriteError: there was no room; nothing has changed.
+        """
+        engine, _ = self._running()
+        return await engine.compact()
 
     async def _delete(self, memory_ids: list[str], namespace: str, field: str) -> int:
         engine, _ = self._running()
@@ -468,6 +537,13 @@ class AsyncMemory:
     def last_lsn(self) -> int:
         """The last LSN that is acknowledged to this handle (when it was opened: the last of the log)."""
         return 0 if self._engine is None else self._engine.last_lsn
+
+
+def _id_list(memory_ids: object) -> list[str]:
+    """What was given as several ids, none of them checked yet."""
+    if isinstance(memory_ids, (str, bytes)) or not isinstance(memory_ids, Iterable):
+        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type(memory_ids).__name__}")
+    return list(memory_ids)
 
 
 def _run_search(store: OpenStore, wanted: CheckedSearch, vector: np.ndarray | None) -> list[MemoryRecord]:

@@ -31,7 +31,7 @@ from pixelmemory.errors import (
 from pixelmemory.event_loop import Signal, poster_of, running_loop_of, signals_of
 from pixelmemory.events import MemoryEvent
 from pixelmemory.key_locks import KeyLocks
-from pixelmemory.log import Append, Files
+from pixelmemory.log import Append, Erasure, Files
 from pixelmemory.models import Health, Stats
 from pixelmemory.opening import OpenStore, open_store
 from pixelmemory.options import Options
@@ -389,6 +389,19 @@ class Engine:
         future = projector.request(projector.retry_dead_letters)
         return await anyio.to_thread.run_sync(future.result, abandon_on_cancel=True)
 
+    async def erase(self, namespace: str, memory_ids: list[str] | None) -> int:
+        """Take deleted memories off the disk, all of the namespace's if no ids are given; returns how many there were.
+
+        Goes on to its end where the call is cancelled.
+        """
+        erasure = Erasure(namespace, memory_ids, await self.flush())
+        return await anyio.to_thread.run_sync(self.store().maintenance.erase, erasure)
+
+    async def compact(self) -> int:
+        """Leave one event of each memory; returns by how many bytes the log shrank. Goes on as :meth:`erase` does."""
+        lsn = await self.flush()
+        return await anyio.to_thread.run_sync(self.store().maintenance.compact, lsn)
+
     # -- how it is
 
     def stats(self) -> Stats:
@@ -419,6 +432,8 @@ class Engine:
         problems: list[str] = []
         if (failure := store.log.failure) is not None:
             problems.append(f"writes are refused: {failure}")
+        if store.maintenance.problem is not None:
+            problems.append(store.maintenance.problem)
         projector = store.projection.projector
         if projector.blocked is not None:
             problems.append(projector.blocked)

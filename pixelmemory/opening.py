@@ -30,6 +30,7 @@ from pixelmemory.errors import (
 )
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.log.files import ensure_folder
+from pixelmemory.maintenance import Maintenance
 from pixelmemory.options import Options
 from pixelmemory.schema import Schema, parse_schema
 
@@ -50,7 +51,7 @@ class OpenStore:
 
     Attributes:
         name, folder: of the store.
-        log, projection, query: its parts.
+        log, projection, query, maintenance: its parts.
         schema: checked before each append, or None.
         embedder: the model, or None.
         dimensions: of a vector, or None without semantic search.
@@ -60,6 +61,7 @@ class OpenStore:
     log: Log
     projection: Projection
     query: Query
+    maintenance: Maintenance
 
     def __init__(self, name: str, folder: Path, options: Options, stack: ExitStack) -> None:
         self.name = name
@@ -150,9 +152,16 @@ def open_store(
         )
         stack.callback(store.log.close)
         if not manifest.has_log:
-            msgspec.structs.replace(manifest, has_log=True).save(folder, files)
+            manifest = msgspec.structs.replace(manifest, has_log=True)
+            manifest.save(folder, files)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
-        _open_projection(store, manifest, embedding, options, on_watermark, rebuild=options.rebuild or reembedded)
+        cache = _open_cache(store, embedding, options)
+        _open_projection(store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded)
+        store.maintenance = Maintenance(
+            folder, manifest, log=store.log, projection=store.projection, cache=cache, files=files
+        )
+        stack.callback(store.maintenance.close)
+        store.maintenance.resume()
         store._stack = stack.pop_all()
     return store
 
@@ -191,17 +200,15 @@ def _check_embedding(manifest: Manifest | None, embedding: str, options: Options
 
 def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, options: Options) -> Manifest:
     """The manifest of this open: made if there is none, and with the next epoch."""
-    store_id = manifest.store_id if manifest is not None else uuid.uuid4()
-    return Manifest(
-        store_id=store_id,
+    if manifest is None:
+        manifest = Manifest(store_id=uuid.uuid4(), created_at_us=time.time_ns() // 1000)
+    return msgspec.structs.replace(
+        manifest,
         format_version=FORMAT_VERSION,
-        epoch=(manifest.epoch if manifest is not None else 0) + 1,
+        epoch=manifest.epoch + 1,
         embedding=embedding,
         dimensions=dimensions,
         layout=options.layout.value,
-        has_log=manifest is not None and manifest.has_log,
-        created_at_us=manifest.created_at_us if manifest is not None else time.time_ns() // 1000,
-        history_id=manifest.history_id if manifest is not None else None,
     )
 
 
@@ -218,23 +225,27 @@ def _start_pixeltable(dimensions: int | None, options: Options) -> None:
         )
 
 
+def _open_cache(store: OpenStore, embedding: str, options: Options) -> VectorCache | None:
+    if store.embedder is None or not options.vector_cache:
+        return None
+    cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions)
+    store._stack.callback(cache.close)
+    return cache
+
+
 def _open_projection(
     store: OpenStore,
     manifest: Manifest,
     embedding: str,
     options: Options,
+    cache: VectorCache | None,
     on_watermark: Callable[[int], None],
-    *,
     rebuild: bool,
 ) -> None:
     from pixelmemory.projection.layout import ProjectionState
     from pixelmemory.projection.projection import Projection
     from pixelmemory.query import Query
 
-    cache: VectorCache | None = None
-    if store.embedder is not None and options.vector_cache:
-        cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions)
-        store._stack.callback(cache.close)
     store.projection = Projection.open(
         store.name,
         ProjectionState(
@@ -249,6 +260,7 @@ def _open_projection(
         embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
         options=options,
         rebuild=rebuild,
+        rewritten_lsn=manifest.rewritten_lsn,
         on_watermark=on_watermark,
     )
     store._stack.callback(store.projection.close)

@@ -269,6 +269,22 @@ class Memory:
         """Delete several memories as one atomic batch; how many existed. See :meth:`AsyncMemory.delete_memories`."""
         return self._call(self._memory.delete_memories, memory_ids, namespace)
 
+    def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Delete a memory, and take all it ever held off the disk. See :meth:`AsyncMemory.erase_memory`."""
+        return self._call(self._memory.erase_memory, memory_id, namespace)
+
+    def erase_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Delete memories, and take all they ever held off the disk. See :meth:`AsyncMemory.erase_memories`."""
+        return self._call(self._memory.erase_memories, memory_ids, namespace)
+
+    def erase_namespace(self, namespace: str) -> int:
+        """Erase every memory that a namespace holds or ever held. See :meth:`AsyncMemory.erase_namespace`."""
+        return self._call(self._memory.erase_namespace, namespace)
+
+    def compact(self) -> int:
+        """Make the log smaller; no memory changes. See :meth:`AsyncMemory.compact`."""
+        return self._call(self._memory.compact)
+
     def get_namespace_table(self, namespace: str) -> pxt.Table:
         """The Pixeltable table that holds ``namespace``. See :meth:`AsyncMemory.get_namespace_table`."""
         return self._call(self._memory.get_namespace_table, namespace)

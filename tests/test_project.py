@@ -68,7 +68,7 @@ TIERS = (
     ("values", "schema", "filters", "embedding"),
     ("log",),
     ("projection",),
-    ("query",),
+    ("query", "maintenance"),
     ("opening",),
     ("arguments", "event_loop", "visibility"),
     ("key_locks",),

@@ -9,7 +9,7 @@ from concurrent.futures import wait
 import pixeltable as pxt
 
 from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError, ProjectionUnavailableError
-from pixelmemory.log import Log
+from pixelmemory.log import Erasure, Log
 from pixelmemory.options import Options
 from pixelmemory.projection import embed, store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter
@@ -20,6 +20,7 @@ from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
 from pixelmemory.projection.preparation import EmbedTexts
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
+from pixelmemory.projection.purge import purge, scrub
 from pixelmemory.projection.read_sql import SqlReads
 from pixelmemory.projection.reads import ReadBackend
 from pixelmemory.schema import Schema
@@ -65,6 +66,7 @@ class Projection:
         embed_texts: EmbedTexts | None,
         options: Options,
         rebuild: bool,
+        rewritten_lsn: int,
         on_watermark: Callable[[int], None],
     ) -> Projection:
         """Open, or make anew, the projection of the store ``name``.
@@ -73,6 +75,7 @@ class Projection:
             state: what it has to be made from.
             embed_texts: the store's model behind its cache, or None.
             rebuild: delete what there is first.
+            rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
 
         Raises:
             StoreLockedError: another store of this name uses it.
@@ -82,7 +85,7 @@ class Projection:
         guard = ProjectionGuard(folder_name(name))
         try:
             tables = TableSet(folder_name(name), state, schema, direct_sql=options.direct_sql)
-            checkpoint = _reconcile(tables, state, log, rebuild=rebuild)
+            checkpoint = _reconcile(tables, state, log, rewritten_lsn, rebuild=rebuild)
             tables.load()
             return cls._assemble(guard, tables, checkpoint, log, embed_texts, options, on_watermark)
         except BaseException:
@@ -152,6 +155,18 @@ class Projection:
             name = made.result()
         return pxt.get_table(f"{self.tables.path}/{name}")
 
+    def erase(self, erasure: Erasure) -> None:
+        """Take what is left of deleted memories out of the tables, and out of what the database keeps of their past.
+
+        Blocking; with the projector at rest, or on its thread (:meth:`Projector.request`).
+
+        Raises:
+            ProjectionError: something of it could not be removed; doing it again goes on with it.
+        """
+        self.projector.forget_dead_letters(erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)
+        purge(self.tables, erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)
+        scrub(self.tables, erasure.namespace)
+
     def close(self) -> None:
         """Stop the projector after the batch in hand and let go of the database. Blocking; idempotent."""
         stopped = self.projector.stop()
@@ -169,7 +184,7 @@ def _no_graph(_table: str) -> bool:
     return False
 
 
-def _reconcile(tables: TableSet, state: ProjectionState, log: Log, *, rebuild: bool) -> int:
+def _reconcile(tables: TableSet, state: ProjectionState, log: Log, rewritten_lsn: int, *, rebuild: bool) -> int:
     """Make the projection fit the store, and return its checkpoint."""
     stored = tables.stored_state()
     if stored is not None and not rebuild:
@@ -177,8 +192,10 @@ def _reconcile(tables: TableSet, state: ProjectionState, log: Log, *, rebuild: b
         if found == state:
             if checkpoint_lsn > log.durable_lsn:
                 raise CheckpointAheadError(checkpoint_lsn, log.durable_lsn)
-            return checkpoint_lsn
-        if found.store_id != state.store_id:
+            if checkpoint_lsn == 0 or checkpoint_lsn >= rewritten_lsn:
+                return checkpoint_lsn
+            _logger.warning("the projection %s is older than what was taken out of the log: rebuilding", tables.path)
+        elif found.store_id != state.store_id:
             _logger.warning("the projection %s belongs to another store: it is rebuilt from the log", tables.path)
         elif found.format == state.format and (differences := _differences(found, state)):
             raise ProjectionMismatchError(differences)

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from engine_tools import GIVEN, options_at, script_environment, vector
+from engine_tools import GIVEN, open_memory, options_at, script_environment, vector
 
-__all__ = ["Answer", "Life", "Lives", "acknowledged_in", "lives"]
+__all__ = ["Answer", "Life", "Lives", "acknowledged_in", "canary_ids", "lives"]
 
 HANG_SECONDS = 60
 
@@ -42,6 +42,14 @@ class Life(msgspec.Struct):
     #: seconds after the first acknowledgement until a SIGKILL from outside; or 0
     kill_after_seconds: float = 0.0
     options: dict[str, Any] = {}
+    #: instead of the usual life: "fill" writes memories that hold ``canary``, "erase" erases them
+    chore: str = ""
+    canary: str = ""
+
+
+def canary_ids(canary: str) -> list[str]:
+    """The ids of the memories that hold ``canary``, and are erased."""
+    return [f"{canary} {number}" for number in range(3)]
 
 
 class Answer(NamedTuple):
@@ -180,6 +188,39 @@ class _Script:
                 for _ in range(5):
                     self.step(memory)
 
+    def run_chore(self) -> None:
+        from pixelmemory import Layout
+
+        options = {**self.life.options, "layout": Layout(self.life.options["layout"])}
+        with open_memory(self.life.home, self.life.name, **options) as memory:
+            if self.life.chore == "erase":
+                memory.erase_memories(canary_ids(self.life.canary), "b")
+            else:
+                self.fill(memory, self.life.canary)
+
+    def fill(self, memory: Any, canary: str) -> None:
+        """Others, and memories that hold the canary wherever a caller can put it; some of them changed, one deleted."""
+        from engine_poison import forbid_poison
+
+        for _ in range(4):
+            self.add(memory, "a", 3)
+            self.add(memory, "b", 3)
+        long = " ".join(f"{self.source.getrandbits(64):x}" for _ in range(600))
+        for memory_id in canary_ids(canary):
+            metadata = {"tag": canary, canary: {"nested": [canary]}, "long": long}
+            memory.add_entry(
+                f"{canary} {long}", "b", metadata, memory_id=memory_id, embedding=vector(self.life.seed + 10**6)
+            )
+        memory.flush()
+        forbid_poison(self.life.name, "b")
+        first, second, third = canary_ids(canary)
+        memory.update_memory(first, "b", f"changed {canary}", embedding=vector(1))
+        memory.update_memory(second, "b", metadata={"changed": f"{canary} {long[::-1]}"})
+        memory.update_memory(second, "b", f"poison {canary}", embedding=vector(1))
+        memory.delete_memory(third, "b")
+        self.add(memory, "b", 3)
+        memory.flush()
+
     def poison(self, memory: Any) -> None:
         from engine_poison import forbid_poison, let_poison_in
 
@@ -209,7 +250,10 @@ def _child(life: Life) -> None:
 
     set_fault_hook(hook)
     script = _Script(life)
-    script.run()
+    if life.chore:
+        script.run_chore()
+    else:
+        script.run()
     (Path(life.home) / "hits").write_text(json.dumps(hits))
 
 

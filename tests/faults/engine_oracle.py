@@ -19,7 +19,7 @@ __all__ = ["Expected", "check_store", "events_of", "expected_rows", "fold_events
 T = TypeVar("T")
 Key = tuple[str, str]
 
-ADDED, UPDATED, DELETED = 1, 2, 3
+ADDED, UPDATED, DELETED, REMOVED = 1, 2, 3, 4
 
 
 class Expected(NamedTuple):
@@ -47,7 +47,7 @@ def fold_events(events: Iterable[DiskEvent], dead_lsns: Collection[int] = ()) ->
     """The memories after ``events``, less the dead letters."""
     memories: dict[Key, Expected] = {}
     for event in events:
-        if event.lsn in dead_lsns:
+        if event.lsn in dead_lsns or event.type_code == REMOVED:
             continue
         fields = event.fields
         key = (fields["namespace"], fields["memory_id"])

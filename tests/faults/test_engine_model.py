@@ -178,6 +178,21 @@ class StoreMachine(RuleBasedStateMachine):
         for memory_id in memory_ids:
             known.pop(memory_id, None)
 
+    @rule(namespace=NAMESPACES, memory_ids=st.lists(IDS, max_size=3))
+    def erase(self, namespace: str, memory_ids: list[str]) -> None:
+        known = self._in(namespace)
+        count = self._run(lambda: self.memory.erase_memories(memory_ids, namespace))
+        assert len(known.keys() & set(memory_ids)) <= count <= len(set(memory_ids))
+        for memory_id in memory_ids:
+            known.pop(memory_id, None)
+        self.report.add("model: erase")
+
+    @rule()
+    def compact(self) -> None:
+        assert self._run(self.memory.compact) >= 0
+        assert self._run(self.memory.compact) == 0
+        self.report.add("model: compaction")
+
     @rule(namespace=NAMESPACES, memory_id=IDS, content=CONTENTS, steps=st.integers(0, 4))
     def cancelled_call(self, namespace: str, memory_id: str, content: str, steps: int) -> None:
         """An add or, where the id exists, an update that is cancelled after a few steps: done, or not, and not half."""

@@ -1,0 +1,347 @@
+"""Erasing memories, and compacting the log: what they leave, what they count, and what stays as it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+from engine_lives import Life, Lives, canary_ids, lives
+from engine_oracle import check_store, events_of
+from engine_poison import forbid_poison, let_poison_in
+from engine_tools import async_memory, vector
+from engine_tools import open_memory as open_given
+from fault_report import LONG_FORM, FaultReport, rounds
+
+from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, StoreClosedError
+from pixelmemory.log import FAULT_POINTS
+from pixelmemory.maintenance import MAINTENANCE_FAULT_POINTS
+from pixelmemory.projection.database import connection_string
+from pixelmemory.projection.purge import PURGE_FAULT_POINTS
+
+if TYPE_CHECKING:
+    from conftest import OpenMemory
+
+    from pixelmemory import Memory
+
+GIVEN = {"dimensions": 4}
+SMALL: dict[str, Any] = {"batch_events_max": 5, "linger_seconds": 0.0, "segment_bytes_max": 16_384}
+REMOVED = 4
+
+
+def _types(folder: Path) -> list[int]:
+    return [event.type_code for event in events_of(folder)]
+
+
+def _hits(folder: Path, *needles: str) -> list[str]:
+    return [
+        f"{path}: {needle}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        for needle in needles
+        if needle.encode() in path.read_bytes()
+    ]
+
+
+def _all(memory: Memory, *namespaces: str) -> list[dict[str, Any]]:
+    return [dict(record) for namespace in namespaces for record in memory.search(namespace, limit=10_000)]
+
+
+@pytest.mark.anyio
+async def test_an_erased_memory_is_gone_from_the_store(tmp_path: Path, store_name: str) -> None:
+    async with async_memory(tmp_path, store_name) as memory:
+        await memory.add_entry("a secret", memory_id="name-of-a-person", metadata={"k": "hidden"}, embedding=vector(1))
+        await memory.update_memory("name-of-a-person", content="another secret", embedding=vector(2))
+        kept = await memory.add_entry("what stays", metadata={"n": 1}, embedding=vector(3))
+        assert await memory.erase_memory("name-of-a-person") is True
+        assert await memory.get_memory("name-of-a-person") is None
+        assert [record["content"] for record in await memory.search()] == ["what stays"]
+        assert await memory.erase_memory("name-of-a-person") is False
+        assert (await memory.health()).ok
+        await memory.add_entry("a new life", memory_id="name-of-a-person", embedding=vector(4))
+        assert await memory.count() == 2
+        record = await memory.get_memory(kept)
+        assert record is not None
+        assert record["metadata"] == {"n": 1}
+    assert not _hits(tmp_path / store_name, "secret", "hidden")
+    assert _types(tmp_path / store_name) == [REMOVED, REMOVED, 1, REMOVED, 1]
+
+
+def test_what_was_deleted_long_ago_can_be_erased(open_memory: OpenMemory, tmp_path: Path, store_name: str) -> None:
+    with open_memory() as memory:
+        memory.add_entry("forgotten words", memory_id="one")
+        memory.add_entry("other words", memory_id="two")
+        memory.delete_memory("one")
+        memory.flush()
+        assert _hits(tmp_path / store_name, "forgotten")
+        assert memory.erase_memories(["one", "two", "three", "one"]) == 2
+        assert not _hits(tmp_path / store_name, "forgotten", "other words")
+        assert memory.count() == 0
+        assert memory.erase_memories([]) == 0
+
+
+def test_an_id_of_another_namespace_stays(open_memory: OpenMemory) -> None:
+    memory = open_memory()
+    for namespace in ("a", "b"):
+        memory.add_entry(f"text of {namespace}", namespace, memory_id="same")
+    assert memory.erase_memory("same", "a")
+    assert memory.get_memory("same", "a") is None
+    record = memory.get_memory("same", "b")
+    assert record is not None
+    assert record["content"] == "text of b"
+    assert not memory.erase_memory("same", "never held anything")
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_namespace_is_erased_whole(layout: Layout, open_memory: OpenMemory, tmp_path: Path, store_name: str) -> None:
+    with open_memory(layout=layout) as memory:
+        memory.add_entries([{"content": f"private {n}", "memory_id": f"m{n}"} for n in range(30)], "user 1")
+        memory.add_entries([{"content": f"public {n}"} for n in range(30)], "user 2")
+        memory.delete_memories(["m1", "m2"], "user 1")
+        before = _all(memory, "user 2")
+        assert memory.erase_namespace("user 1") == 30
+        assert memory.erase_namespace("user 1") == 0
+        assert memory.erase_namespace("nobody") == 0
+        assert memory.namespaces() == ["user 2"]
+        assert _all(memory, "user 2") == before
+    assert not _hits(tmp_path / store_name, "private")
+    with open_memory(layout=layout, rebuild=True) as memory:
+        assert _all(memory, "user 1", "user 2") == before
+
+
+def test_vectors_leave_the_cache_and_the_quarantine_is_emptied(
+    open_memory: OpenMemory, tmp_path: Path, store_name: str, minilm_path: str
+) -> None:
+    with open_memory(embedding_config=minilm_path) as memory:
+        memory.add_entry("the combination is 4711", memory_id="one")
+        memory.add_entry("the weather is fine", memory_id="two")
+        memory.flush()
+        (store_folder := tmp_path / store_name).joinpath("quarantine", "repair-1").mkdir(parents=True)
+        (store_folder / "quarantine" / "repair-1" / "events.jsonl").write_text("the combination is 4711")
+        (store_folder / "quarantine" / "torn").write_text("combination")
+        embedder = memory._memory._engine._store.embedder  # type: ignore[union-attr]
+        assert embedder is not None
+        gone, stays = embedder.embed_documents(["the combination is 4711", "the weather is fine"])
+        vectors = b"".join(path.read_bytes() for path in (store_folder / "vectors").iterdir())
+        assert gone.tobytes() in vectors
+        memory.erase_memory("one")
+        vectors = b"".join(path.read_bytes() for path in (store_folder / "vectors").iterdir())
+        assert gone.tobytes() not in vectors
+        assert stays.tobytes() in vectors
+        assert not _hits(store_folder, "combination")
+        assert [record["memory_id"] for record in memory.search(query="sunshine")] == ["two"]
+
+
+def test_arguments_are_checked_before_anything_happens(open_memory: OpenMemory) -> None:
+    memory = open_memory()
+    memory.add_entry("text", memory_id="one")
+    lsn = memory.last_lsn
+    with pytest.raises(InvalidTypeError):
+        memory.erase_memories("one")
+    with pytest.raises(InvalidTypeError):
+        memory.erase_memories(["one", 2])  # type: ignore[list-item]
+    with pytest.raises(InvalidArgumentError):
+        memory.erase_memory("one", "")
+    with pytest.raises(InvalidTypeError):
+        memory.erase_namespace(None)  # type: ignore[arg-type]
+    assert memory.last_lsn == lsn
+    assert memory.count() == 1
+    memory.close()
+    for call in (memory.compact, lambda: memory.erase_memory("one")):
+        with pytest.raises(StoreClosedError):
+            call()
+
+
+# ------------------------------------------------------------------------------------------------------- compaction
+
+
+def _history(memory: Memory, seed: int) -> None:
+    """Adds, updates of content, metadata or both, deletes, and ids that live again."""
+    source = random.Random(seed)
+    known: set[tuple[str, str]] = set()
+    for step in range(200):
+        namespace, memory_id = source.choice("ab"), f"m{source.randrange(12)}"
+        vector = [source.random() + 0.1 for _ in range(4)]
+        if (namespace, memory_id) not in known:
+            memory.add_entry(f"added {step}", namespace, {"n": step}, memory_id=memory_id, embedding=vector)
+            known.add((namespace, memory_id))
+        elif source.random() < 0.2:
+            memory.delete_memory(memory_id, namespace)
+            known.remove((namespace, memory_id))
+        elif source.random() < 0.5:
+            memory.update_memory(memory_id, namespace, metadata={"changed": step})
+        else:
+            memory.update_memory(memory_id, namespace, f"changed {step}", embedding=vector)
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_compaction_changes_no_memory(layout: Layout, open_memory: OpenMemory, tmp_path: Path, store_name: str) -> None:
+    with open_memory(embedding_config=GIVEN, layout=layout, segment_bytes_max=4096) as memory:
+        _history(memory, 1)
+        before, lsn = _all(memory, "a", "b"), memory.last_lsn
+        scores = memory.search("a", vector=[1.0, 0, 0, 0], limit=100)
+        log_bytes = memory.stats().log_bytes
+        saved = memory.compact()
+        assert saved > 0
+        assert memory.stats().log_bytes == log_bytes - saved
+        assert memory.last_lsn == lsn
+        assert memory.stats().log_events == lsn
+        assert _all(memory, "a", "b") == before
+        types = _types(tmp_path / store_name)
+        assert len(types) == lsn
+        assert types.count(1) == len(before)
+        assert set(types) == {1, REMOVED}
+        assert memory.compact() == 0
+        # the log goes on
+        memory.update_memory(before[0]["memory_id"], "a", metadata={"after": True})
+        memory.delete_memory(before[1]["memory_id"], "a")
+        before = _all(memory, "a", "b")
+        scores = memory.search("a", vector=[1.0, 0, 0, 0], limit=100)
+    with open_memory(embedding_config=GIVEN, layout=layout, rebuild=True) as memory:
+        assert _all(memory, "a", "b") == before
+        again = memory.search("a", vector=[1.0, 0, 0, 0], limit=100)
+        assert [record["memory_id"] for record in again] == [record["memory_id"] for record in scores]
+
+
+def test_a_projection_that_missed_what_was_taken_out_is_rebuilt(open_memory: OpenMemory) -> None:
+    """The delete of a memory that an old copy of the tables still has is not in the log any more."""
+    import psycopg
+
+    with open_memory() as memory:
+        memory.add_entries([{"content": f"text {n}", "memory_id": f"m{n}"} for n in range(5)])
+        memory.delete_memory("m1")
+        memory.compact()
+        expected = _all(memory, "default_namespace")
+        state = memory._memory._engine._store.projection.tables  # type: ignore[union-attr]
+        table = state.store_table("state")
+    with psycopg.connect(connection_string(), autocommit=True) as connection:
+        connection.execute(f"UPDATE {table.name} SET {table.columns['checkpoint_lsn']} = 5")
+    with open_memory() as memory:
+        assert _all(memory, "default_namespace") == expected
+        assert memory.health().ok
+
+
+def test_memories_with_a_dead_letter_keep_their_history(
+    open_memory: OpenMemory, tmp_path: Path, store_name: str
+) -> None:
+    with open_memory() as memory:
+        memory.add_entry("first", memory_id="one")
+        memory.add_entry("first", memory_id="two")
+        memory.flush()
+        forbid_poison(store_name)
+        memory.update_memory("one", content="poison")
+        memory.update_memory("one", metadata={"waits": True})
+        memory.update_memory("two", content="second")
+        memory.flush()
+        assert not memory.health().ok
+        memory.compact()
+        assert _types(tmp_path / store_name) == [1, REMOVED, 2, 2, 1]
+        let_poison_in(store_name)
+        assert memory.retry_dead_letters() == 2
+        record = memory.get_memory("one")
+        assert record is not None
+        assert (record["content"], record["metadata"]) == ("poison", {"waits": True})
+
+
+def test_an_erase_takes_dead_letters_with_it(open_memory: OpenMemory, tmp_path: Path, store_name: str) -> None:
+    with open_memory() as memory:
+        memory.add_entry("first", memory_id="one")
+        memory.flush()
+        forbid_poison(store_name)
+        memory.update_memory("one", content="poison in a bottle")
+        memory.update_memory("one", metadata={"waits": True})
+        memory.flush()
+        assert memory.stats().dead_letters == 2
+        assert memory.erase_memory("one")
+        assert memory.stats().dead_letters == 0
+        assert memory.health().ok
+        assert memory.get_memory("one") is None
+        assert memory.count() == 0
+        assert memory.add_entry("anew", memory_id="one") == "one"
+        let_poison_in(store_name)
+        assert memory.retry_dead_letters() == 0
+        assert memory.count() == 1
+    assert not _hits(tmp_path / store_name, "bottle")
+
+
+# ------------------------------------------------------------------------------------------------------------- canary
+
+
+def _canary_hits(canary: str, *roots: Path) -> list[str]:
+    """Every file under ``roots`` that holds the canary, as text or as the numbers of its vector."""
+    seed = int(canary.rpartition("-")[2])
+    needles = [canary.encode(), canary.encode("utf-16-le"), np.array(vector(seed + 10**6), "<f4").tobytes()]
+    needles.append(np.array(vector(seed + 10**6), ">f4").tobytes())
+    hits = []
+    for root in roots:
+        for path in root.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                data = path.read_bytes()
+                hits += [f"{path.relative_to(root)}: needle {n}" for n, needle in enumerate(needles) if needle in data]
+    return hits
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Lives]:
+    with lives() as running:
+        yield running
+
+
+#: one of each kind of moment, for the short form
+FEW_POINTS = [
+    "manifest.after_write",
+    "erase.after_intent",
+    "rewrite.after_old_rename",
+    "erase.after_log",
+    "purge.committed",
+    "purge.table_rewritten",
+    "purge.wal_checkpoint",
+]
+ERASE_POINTS = [
+    *(f"manifest.{moment}" for moment in ("before_write", "after_write", "after_rename", "after_folder_sync")),
+    *MAINTENANCE_FAULT_POINTS,
+    *(point for point in FAULT_POINTS if point.startswith("rewrite.")),
+    *PURGE_FAULT_POINTS,
+]
+
+
+def test_the_few_points_are_among_all() -> None:
+    assert set(FEW_POINTS) < set(ERASE_POINTS)
+
+
+@pytest.mark.parametrize("point", ["", *(ERASE_POINTS if LONG_FORM else FEW_POINTS)])
+def test_erase_canary(point: str, tmp_path: Path, store_name: str, forked: Lives, fault_report: FaultReport) -> None:
+    """erase_canary: a kill at each step of an erase; then nothing on disk holds what was erased."""
+    pixeltable = Path(os.environ["PIXELTABLE_HOME"])
+    for number in range(rounds(1, 4)):
+        seed = random.Random(f"{point} {number}").randrange(10**6)
+        home, name, canary = tmp_path / str(number), f"{store_name}_{number}", f"canary-{seed}"
+        options = SMALL | {"layout": Layout.SHARED if number % 2 else Layout.PER_NAMESPACE}
+        life = Life(str(home), name, seed, options=options, chore="fill", canary=canary)
+        assert forked.live(life).exit_code == 0
+        assert _canary_hits(canary, home / name)
+        assert len({hit.rpartition(" ")[2] for hit in _canary_hits(canary, pixeltable)}) >= 2
+        # the manifest is saved twice by an open, and then by the erase
+        nth = 3 if point.startswith("manifest") else 1
+        life = msgspec.structs.replace(life, chore="erase", point=point, nth=nth)
+        answer = forked.live(life)
+        assert answer.exit_code == (-signal.SIGKILL if point else 0), (point, answer)
+        if point:
+            fault_report.add(f"erase_canary: SIGKILL at {point.partition('.')[0]}.*")
+        with open_given(home, name, **options) as memory:
+            memory.flush()
+            if point.startswith("manifest") and _canary_hits(canary, home / name):
+                # killed before the intent was durable: the call never began
+                assert memory.erase_memories(canary_ids(canary), "b") == 3
+            assert memory.health().ok, memory.health()
+            assert memory.erase_memories(canary_ids(canary), "b") == 0
+            assert _canary_hits(canary, home / name, pixeltable) == []
+            check_store(home, name)
+            assert memory.count() == 27
+        assert _canary_hits(canary, home / name, pixeltable) == []
