@@ -20,7 +20,7 @@ from pixelmemory.arguments import (
 )
 from pixelmemory.engine import Engine
 from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError
-from pixelmemory.events import MemoryAdded, MemoryDeleted, MemoryEvent
+from pixelmemory.events import MemoryAdded, MemoryDeleted
 from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.opening import OpenStore, check_name
@@ -190,7 +190,11 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked = check_added(store, content, metadata, memory_id, timestamp, embedding)
-        return (await self._add([checked], checked_namespace, engine, ["memory_id"]))[0]
+        if checked.memory_id is not None:
+            return (await self._add([checked], checked_namespace, engine, ["memory_id"]))[0]
+        event = _added(checked, checked_namespace, engine)
+        await engine.append((event,))
+        return event.memory_id
 
     async def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
         """Add several memories as one atomic batch: all of them or, with one bad entry, none.
@@ -235,17 +239,9 @@ class AsyncMemory:
             return await self._append_added(entries, namespace, engine)
 
     async def _append_added(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
-        ids: list[str] = []
-        events: list[MemoryEvent] = []
-        for entry in entries:
-            memory_id = entry.memory_id if entry.memory_id is not None else new_memory_id()
-            created_at_us = entry.created_at_us if entry.created_at_us is not None else engine.created_now_us()
-            events.append(
-                MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
-            )
-            ids.append(memory_id)
+        events = [_added(entry, namespace, engine) for entry in entries]
         await engine.append(events)
-        return ids
+        return [event.memory_id for event in events]
 
     # -- reading
 
@@ -537,6 +533,13 @@ class AsyncMemory:
     def last_lsn(self) -> int:
         """The last LSN that is acknowledged to this handle (when it was opened: the last of the log)."""
         return 0 if self._engine is None else self._engine.last_lsn
+
+
+def _added(entry: CheckedEntry, namespace: str, engine: Engine) -> MemoryAdded:
+    """The event of ``entry``, with an id and a time of ours where the caller gave none."""
+    memory_id = entry.memory_id if entry.memory_id is not None else new_memory_id()
+    created_at_us = entry.created_at_us if entry.created_at_us is not None else engine.created_now_us()
+    return MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
 
 
 def _id_list(memory_ids: object) -> list[str]:

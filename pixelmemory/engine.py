@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ from pixelmemory.log import Append, Erasure, Files
 from pixelmemory.models import Health, Stats
 from pixelmemory.opening import OpenStore, open_store
 from pixelmemory.options import Options
+from pixelmemory.process import forks
 from pixelmemory.visibility import Visibility
 
 __all__ = ["Engine"]
@@ -84,7 +84,7 @@ class Engine:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.last_lsn = 0
-        self._pid = os.getpid()
+        self._forks = forks()
         #: asyncio's loop, or trio's token
         self._loop: Any = anyio.lowlevel.current_token().native_token
         self._running_loop = running_loop_of(self._loop)
@@ -173,7 +173,7 @@ class Engine:
         Raises:
             WrongThreadError: in another event loop.
         """
-        if os.getpid() != self._pid:
+        if forks() != self._forks:
             return
         if self._running_loop() is not self._loop:
             raise WrongThreadError("the store was opened in another event loop; close it there")
@@ -198,7 +198,7 @@ class Engine:
 
     def abandon(self) -> None:
         """Close at once, without the loop: for a handle that was dropped. Blocking, brief; loses nothing durable."""
-        if self._store is not None and not self._closing and os.getpid() == self._pid:
+        if self._store is not None and not self._closing and forks() == self._forks:
             self._closing = True
             self._store.close()
 
@@ -210,7 +210,7 @@ class Engine:
             StoreForkedError: in a child process.
             WrongThreadError: in another event loop.
         """
-        if os.getpid() != self._pid:
+        if forks() != self._forks:
             raise StoreForkedError(
                 "the store was opened before a fork; only the parent may use it. Open stores after the fork"
             )
@@ -228,7 +228,7 @@ class Engine:
     @property
     def owned(self) -> bool:
         """Whether this process opened the store, and not one that it was forked from."""
-        return os.getpid() == self._pid
+        return forks() == self._forks
 
     # -- what the threads report; loop
 
@@ -326,7 +326,9 @@ class Engine:
             UnknownOutcomeError: it may or may not have been.
             LogPoisonedError: refused after an earlier failure.
         """
-        store = self.store()
+        store = self._store
+        if self._closing or store is None:  # the call has asked for the store before, and may have waited since
+            store = self.store()
         if not self._has_room(store, len(events)):
             await self._wait_for_room(store, len(events))
             store = self.store()

@@ -41,7 +41,7 @@ class Append:
     )
 
     def __init__(self, events: Sequence[Event], context: Any, bytes_max: int) -> None:
-        self.events = events if type(events) is tuple else tuple(events)
+        self.events = tuple(events)
         self.event_count = len(self.events)
         if not self.events:
             raise InvalidArgumentError("events", "must not be empty")
@@ -51,16 +51,18 @@ class Append:
         self.event_ids = new_event_ids(self.event_count)
         self.logged_at_ns = 0
         self.body = b""
-        self._payloads: list[bytes] = []
-        self.byte_count = 0
+        byte_count = 0
+        payloads: list[bytes] = []
         for event in self.events:
             payload = encode_event(event)
-            self.byte_count += RECORD_HEADER_BYTES + len(payload)
-            if self.byte_count > bytes_max:
+            byte_count += RECORD_HEADER_BYTES + len(payload)
+            if byte_count > bytes_max:
                 raise LimitExceededError(
                     "entries", f"take more than {bytes_max} bytes (append_bytes_max) in one call; split the call"
                 )
-            self._payloads.append(payload)
+            payloads.append(payload)
+        self.byte_count = byte_count
+        self._payloads: Sequence[bytes] = payloads
 
     def __repr__(self) -> str:
         state = f"LSN {self.first_lsn}" if self.first_lsn is not None else "no LSN"
@@ -78,7 +80,10 @@ class Append:
             [type_code(event) for event in self.events], self._payloads, self.event_ids, logged_at_ns
         )
 
-    def settle(self) -> None:
-        """Committed, or failed: the encoded bytes are of no more use."""
+    def settle(self, error: LogError | None, *, unrecorded: bool) -> None:
+        """Committed, or failed with ``error``: the encoded bytes are of no more use."""
+        self.error = error
         self.body = b""
-        self._payloads = []
+        self._payloads = ()
+        if unrecorded:
+            self.first_lsn = None

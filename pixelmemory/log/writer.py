@@ -6,7 +6,6 @@ Batches form while a sync runs; there is no timer.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from threading import Condition, Lock, Thread, current_thread
@@ -24,6 +23,7 @@ from pixelmemory.log.append import Append
 from pixelmemory.log.appender import Appender
 from pixelmemory.log.tail import Tail
 from pixelmemory.options import Options, SyncMode
+from pixelmemory.process import forks
 
 __all__ = ["GroupCommit"]
 
@@ -61,7 +61,7 @@ class GroupCommit:
         self._sync_interval_seconds = options.sync_interval_seconds
         self._append_bytes_max = options.append_bytes_max
         self._on_commit = on_commit
-        self._pid = os.getpid()
+        self._forks = forks()
         self._lock = Lock()
         self._wake = Condition(self._lock)
         self._flushed = Condition(self._lock)
@@ -111,7 +111,7 @@ class GroupCommit:
 
     def check_usable(self) -> None:
         """Raises StoreForkedError in a child of the process that opened the log."""
-        if os.getpid() != self._pid:
+        if forks() != self._forks:
             raise StoreForkedError("the log was opened before a fork; only the process that opened it may use it")
 
     def withdraw(self, append: Append) -> bool:
@@ -121,7 +121,6 @@ class GroupCommit:
                 return False
             del self._buffer[append]
             self.buffered_bytes -= append.byte_count
-        append.settle()
         return True
 
     def flush(self) -> None:
@@ -150,7 +149,7 @@ class GroupCommit:
         Raises:
             UnknownOutcomeError: the last sync of a relaxed mode failed.
         """
-        if os.getpid() != self._pid:
+        if forks() != self._forks:
             return  # the parent's log is not ours to close
         if current_thread() is self._thread:
             raise WrongThreadError("close() was called from the log's own writer thread; call it from another")
@@ -350,11 +349,9 @@ class GroupCommit:
         """Report the outcome of ``appends``."""
         if not appends:
             return
+        unrecorded = isinstance(error, LogWriteError | LogPoisonedError)
         for append in appends:
-            append.error = error
-            append.settle()
-            if isinstance(error, LogWriteError | LogPoisonedError):
-                append.first_lsn = None
+            append.settle(error, unrecorded=unrecorded)
         try:
             self._on_commit(appends)
         except Exception:
