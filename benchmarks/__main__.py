@@ -170,7 +170,7 @@ def report(run: Run, *, markdown: bool = False) -> str:
         met = sum(bar.met is True for bar in judged)
         parts += [
             bars_table(bars, markdown=markdown),
-            f"{met} of {len(judged)} met, {len(bars) - len(judged)} not run.",
+            f"{met} of {len(judged)} met, {sum(bool(bar.why) for bar in bars)} not run.",
         ]
     if field := run.field():
         rows, calls = field[0].rows, field[0].calls

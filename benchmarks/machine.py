@@ -10,7 +10,6 @@ from pathlib import Path
 __all__ = ["describe"]
 
 _PACKAGES = (
-    "pixelmemory",
     "pixeltable",
     "torch",
     "sentence-transformers",
@@ -24,7 +23,10 @@ _PACKAGES = (
 
 def describe(folder: Path) -> dict[str, str]:
     """The machine, the disk under ``folder``, the versions. Starts Pixeltable, to ask its database for its own."""
+    import pixelmemory
+
     found = {
+        "pixelmemory": pixelmemory.__version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": f"{_cpu()}, {_cpus()} of {os.cpu_count()} CPUs",

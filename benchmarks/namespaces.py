@@ -29,7 +29,7 @@ class Sizes(msgspec.Struct):
 SIZES = {
     "tiny": Sizes(50, 300, 1, 5, 4),
     "small": Sizes(200, 2_000, 1, 20, 10),
-    "full": Sizes(1_000, 10_000, 3, 100, 20),
+    "full": Sizes(1_000, 10_000, 2, 100, 20),
 }
 
 
@@ -37,6 +37,8 @@ class Namespaces(msgspec.Struct):
     sizes: Sizes
     many_per_second: float
     one_per_second: float
+    #: with the shared layout: the first memory of each of the many
+    first_ms_per_namespace: float
     #: with one table a namespace: the first memories of each, and later ones
     first_ms_per_table: float
     later_per_second: float
@@ -47,7 +49,7 @@ class Namespaces(msgspec.Struct):
         return [
             Bar(
                 number=8,
-                name=f"interleaved adds to {sizes.namespaces} namespaces, shared layout, to searchable",
+                name=f"interleaved adds to {sizes.namespaces} namespaces that exist, shared layout, to searchable",
                 measured=f"{self.many_per_second:,.0f} rows/s",
                 baseline=f"one namespace: {self.one_per_second:,.0f} rows/s",
                 sizes=f"{sizes.rows} rows with vectors, {sizes.rounds} rounds, {TASKS} tasks",
@@ -57,11 +59,17 @@ class Namespaces(msgspec.Struct):
             ),
             Bar(
                 number=8,
-                name="default layout (no bar: its cost)",
+                name="shared layout: the first memory of each",
+                measured=f"{self.first_ms_per_namespace:.1f} ms a new namespace",
+                sizes=f"{sizes.namespaces} namespaces, {sizes.rounds} rounds",
+                wanted="-",
+            ),
+            Bar(
+                number=8,
+                name="default layout: the first memory of each, and later ones",
                 measured=f"{self.first_ms_per_table:.0f} ms a new namespace, then {self.later_per_second:,.0f} rows/s",
                 sizes=f"{sizes.tables} namespaces, {sizes.table_rows} rows each",
-                wanted="stated",
-                met=True,
+                wanted="-",
             ),
         ]
 
@@ -82,17 +90,18 @@ async def interleaved(mem: AsyncMemory, corpus: data.Corpus, namespaces: int, ro
     return time.perf_counter() - started
 
 
-async def _shared(place: Place, corpus: data.Corpus, namespaces: int, rows: int) -> float:
-    """Rows/s in a new store with the shared layout."""
+async def _shared(place: Place, corpus: data.Corpus, namespaces: int, rows: int) -> tuple[float, float]:
+    """Rows/s in a new store with the shared layout, and before that the milliseconds for each new namespace."""
     options = place.options(layout=Layout.SHARED)
     async with AsyncMemory(place.name("shared"), None, {"dimensions": data.DIMENSIONS}, options=options) as mem:
         await mem.add_entries(corpus.entries(0, 1), "warm")
         await mem.flush()
+        first = await interleaved(mem, corpus, namespaces, namespaces)
         seconds = await interleaved(mem, corpus, namespaces, rows)
-        check(await mem.count() == rows + 1, "not every row is there")
+        check(await mem.count() == rows + namespaces + 1, "not every row is there")
         found = await mem.namespaces()
-        check(len(found) == min(namespaces, rows) + 1, f"{len(found)} namespaces")
-    return rows / seconds
+        check(len(found) == namespaces + 1, f"{len(found)} namespaces")
+    return rows / seconds, first / namespaces * 1000
 
 
 async def _default(place: Place, corpus: data.Corpus, sizes: Sizes) -> tuple[float, float]:
@@ -110,17 +119,20 @@ async def _default(place: Place, corpus: data.Corpus, sizes: Sizes) -> tuple[flo
 async def measure(place: Place) -> Namespaces:
     sizes = place.sized(SIZES)
     corpus = data.corpus(max(sizes.rows, sizes.tables * sizes.table_rows), queries=1)
-    many, one = list[float](), list[float]()
+    many, one, new = list[float](), list[float](), list[float]()
     for turn in range(sizes.rounds):
         say(f"round {turn + 1} of {sizes.rounds}: {sizes.namespaces} namespaces, then one")
-        many.append(await _shared(place, corpus, sizes.namespaces, sizes.rows))
-        one.append(await _shared(place, corpus, 1, sizes.rows))
+        rate, milliseconds = await _shared(place, corpus, sizes.namespaces, sizes.rows)
+        many.append(rate)
+        new.append(milliseconds)
+        one.append((await _shared(place, corpus, 1, sizes.rows))[0])
     say(f"default layout: {sizes.tables} tables")
     first, later = await _default(place, corpus, sizes)
     return Namespaces(
         sizes=sizes,
         many_per_second=statistics.median(many),
         one_per_second=statistics.median(one),
+        first_ms_per_namespace=statistics.median(new),
         first_ms_per_table=first,
         later_per_second=later,
     )

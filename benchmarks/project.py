@@ -17,6 +17,7 @@ from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_graphs, minilm
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
+from pixelmemory.projection.store_sql import thread_released
 
 #: of which ``model.encode`` is given the best
 BATCH_SIZES = (16, 32, 64, 128)
@@ -251,6 +252,7 @@ async def given_rate(place: Place, corpus: data.Corpus) -> float:
     return rows / seconds
 
 
+@thread_released()
 def pixeltable_rate(corpus: data.Corpus) -> float:
     from benchmarks.pixeltable_direct import DirectTable
 

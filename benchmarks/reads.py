@@ -17,6 +17,7 @@ from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_graphs
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import each_seconds_async, p50, say
 from pixelmemory import AsyncMemory
+from pixelmemory.projection.store_sql import thread_released
 
 LIMIT = 10
 READERS = 8
@@ -190,10 +191,12 @@ async def concurrent_rate(mem: AsyncMemory, of: data.Corpus, each: int) -> float
     return READERS * each / (time.perf_counter() - started)
 
 
+@thread_released()
 def fluent_rate(direct: Any, of: data.Corpus, each: int) -> float:
     """Searches per second of as many threads through Pixeltable's fluent query."""
     done: list[int] = []
 
+    @thread_released()
     def run(first: int) -> None:
         for turn in range(each):
             found = direct.search(of.queries[(first + turn) % len(of.queries)], LIMIT)
@@ -211,6 +214,7 @@ def fluent_rate(direct: Any, of: data.Corpus, each: int) -> float:
     return READERS * each / seconds
 
 
+@thread_released()
 def direct_table(of: data.Corpus) -> Any:
     """The same rows in a table of Pixeltable's own."""
     from benchmarks.pixeltable_direct import DirectTable
@@ -254,7 +258,7 @@ async def measure(place: Place) -> Reads:
             say(f"round {turn + 1} of {sizes.rounds}: {READERS} readers, here and through Pixeltable")
             rates.append(await concurrent_rate(mem, of, sizes.each))
             fluent.append(await anyio.to_thread.run_sync(fluent_rate, direct, of, sizes.each_fluent))
-        await anyio.to_thread.run_sync(direct.drop)
+        await anyio.to_thread.run_sync(thread_released()(direct.drop))
         check(await mem.count("all") == sizes.rows, "not every row is there")
     return Reads(
         sizes=sizes,

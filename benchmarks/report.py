@@ -48,7 +48,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     #: measured by baseline; None where the bar is a plain figure
     ratio: float | None = None
     wanted: str = ""
-    #: None: not run
+    #: None: not run, for the reason in ``why``; or there is no limit, and the figure is stated
     met: bool | None = None
     #: why it was not run
     why: str = ""
@@ -56,7 +56,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def verdict(self) -> str:
         if self.met is None:
-            return f"not run ({self.why})" if self.why else "not run"
+            return f"not run ({self.why})" if self.why else "stated"
         return "met" if self.met else "not met"
 
 

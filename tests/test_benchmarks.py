@@ -99,14 +99,14 @@ def test_rebuild(place: Place) -> None:
 def test_namespaces(place: Place) -> None:
     figures = namespaces.run(place)
     assert figures.many_per_second > 0
-    assert len(figures.bars()) == 2
+    assert len(figures.bars()) == 3
 
 
 def test_gpu(place: Place) -> None:
     import torch
 
     bar = gpu.run(place).bars()[0]
-    assert bar.verdict == ("met" if torch.cuda.is_available() else "not run (torch sees no CUDA here)")
+    assert bar.verdict == ("stated" if torch.cuda.is_available() else "not run (torch sees no CUDA here)")
 
 
 # ----------------------------------------------------------------------------------------------------------- the field
@@ -212,6 +212,23 @@ def test_the_report() -> None:
     assert lines[2].endswith("not met |")
     assert lines[3].endswith("| 0.50 | >= 0.5 x | met |")
     assert msgspec.json.decode(msgspec.json.encode(run), type=Run) == run
+
+
+def test_the_plots_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.plots import write_plots
+    from benchmarks.report import FieldRow
+
+    contenders = [msgspec.to_builtins(FieldRow(name=name, version="1", rows=1, get_ms=1.0)) for name in "ab"]
+    costs = [msgspec.to_builtins(growth.Cost(events, 1.0, 1.0, 1.0, 1.0)) for events in (10, 100)]
+    bar = Bar(number=2, name="n", measured="1/s", ratio=0.5, met=True)
+    outcomes = [
+        Outcome(name="growth", seconds=1.0, bars=[bar], figures={"costs": costs}),
+        Outcome(name="field", seconds=1.0, bars=[], figures={"contenders": contenders}),
+    ]
+    written = write_plots(Run(command="c", size="tiny", seconds=1.0, machine={}, outcomes=outcomes), tmp_path)
+    assert [path.name for path in written] == ["field.svg", "growth.svg", "ratios.svg"]
+    assert all(path.read_text().rstrip().endswith("</svg>") for path in written)
 
 
 def test_the_machine_is_described(tmp_path: Path) -> None:
