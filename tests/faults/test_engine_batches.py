@@ -98,3 +98,10 @@ def test_a_batch_whose_commit_was_not_heard_of_is_applied_once(
         assert not dead_letters_of(store_name)
         assert memory.health().ok
     fault_report.add("a commit that is not heard of", len(lost))
+
+
+def test_a_close_waits_until_all_is_visible(tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path, store_name, linger_seconds=30.0) as memory:
+        _prepare(memory)
+        _change(memory)
+    assert len(check_store(tmp_path, store_name)) == 5

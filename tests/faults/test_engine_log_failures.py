@@ -148,6 +148,20 @@ async def test_a_failed_sync_between_acknowledgements(
 
 
 @pytest.mark.anyio
+async def test_a_reader_that_waits_for_the_flush_that_fails_is_told(tmp_path: Path, store_name: str) -> None:
+    files = _FailingFiles()
+    memory = await _open(tmp_path, store_name, files, sync_mode=SyncMode.INTERVAL, sync_interval_seconds=3600)
+    await memory.add_entry("synced", embedding=vector(1))
+    assert await memory.count() == 1
+    files.failing["sync"] = errno.EIO
+    await memory.add_entry("acknowledged, as this mode promises", embedding=vector(1))
+    with anyio.fail_after(30), pytest.raises(UnknownOutcomeError):
+        await memory.count(timeout=100)
+    files.failing.clear()
+    await memory.aclose()
+
+
+@pytest.mark.anyio
 async def test_a_full_disk_refuses_writes_until_there_is_room(
     tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:

@@ -11,7 +11,6 @@ REBUILD = "store/test_rebuild.py::test_"
 SEARCH = "store/test_search_model.py::test_"
 VECTORS = "store/test_schema_and_embedding.py::test_"
 OWNERS = "lifecycle/test_owners.py::test_"
-CLOSING = "lifecycle/test_closing.py::test_"
 PROCESSES = "lifecycle/test_processes.py::test_"
 CACHE = "embedding/test_vector_cache.py::test_"
 CRASH = "faults/test_engine_projection_crash.py::test_a_kill_at_each_point"
@@ -429,7 +428,7 @@ MUTATIONS = (
         "visibility",
         "        if self._log.failure is not None:\n",
         "        if False:\n",
-        (f"{FAILURES}a_failed_sync_between_acknowledgements",),
+        (f"{FAILURES}a_reader_that_waits_for_the_flush_that_fails_is_told",),
     ),
     Mutation(
         "the filter comes after the limit",
@@ -451,7 +450,7 @@ MUTATIONS = (
         "projection/read_sql",
         "if attempt == 2 or not is_infrastructure_error(error):",
         "if True:",
-        (f"{DATABASE}::test_a_killed_server_comes_back",),
+        (f"{DATABASE}::test_the_claim_on_a_projection_outlives_a_restart_of_the_server",),
     ),
     Mutation(
         "health is green beside dead letters",
@@ -479,7 +478,7 @@ MUTATIONS = (
         "engine",
         "await self._visible.wait(store.log.durable_lsn, self.options.wait_timeout_seconds)\n            except",
         "pass\n            except",
-        (f"{CLOSING}close_is_idempotent_and_drains",),
+        (f"{BATCHES}a_close_waits_until_all_is_visible",),
     ),
 )
 

@@ -170,7 +170,7 @@ def test_the_rest_of_a_backlog_is_applied_after_a_reopen(open_memory: OpenMemory
     mem = open_memory(embedding_config=WORDS, wait_timeout_seconds=0, linger_seconds=5.0)
     ids = mem.add_entries([{"content": f"late {n}", "memory_id": f"late {n}"} for n in range(50)])
     mem.close()
-    mem = open_memory(embedding_config=WORDS)
+    mem = open_memory(embedding_config=WORDS, linger_seconds=30.0)  # which ends when somebody waits
     with pytest.raises(MemoryExistsError):
         mem.add_entry("again", memory_id="late 7")
     assert mem.update_memory("late 8", content="changed")
