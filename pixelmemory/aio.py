@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import anyio.lowlevel
+
 from pixelmemory.arguments import (
     CheckedSearch,
     check_added,
@@ -42,6 +44,9 @@ DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
 #: memories that are deleted at once while a namespace is erased
 ERASED_PAGE = 1000
+
+#: entries of one call that are checked before other tasks get their turn
+CHECKED_AT_ONCE = 200
 
 #: what a read waits for: this handle's own acknowledged writes, nothing, all that is durable now, or an LSN
 Consistency = Literal["session", "eventual", "strong"] | int
@@ -215,7 +220,11 @@ class AsyncMemory:
         checked_namespace = check_namespace(namespace, engine.options)
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
             raise InvalidTypeError("entries", f"must be a list of dicts, not {type(entries).__name__}")
-        checked = [check_added_entry(store, entry, f"entries[{i}]") for i, entry in enumerate(entries)]
+        checked: list[CheckedEntry] = []
+        for i, entry in enumerate(entries):
+            checked.append(check_added_entry(store, entry, f"entries[{i}]"))
+            if i % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1:
+                await anyio.lowlevel.checkpoint()  # a thousand entries take 10 ms, and others want their turn
         if not checked:
             return []
         fields = [f"entries[{i}].memory_id" for i in range(len(checked))]
