@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -15,7 +15,6 @@ from benchmarks.place import BATCH_ROWS, Place
 from benchmarks.report import Bar, check
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
-from pixelmemory.events import MemoryAdded
 
 #: both may differ by what frames and record headers add
 BYTES_TOLERANCE = 0.25
@@ -62,21 +61,6 @@ class Bulk(msgspec.Struct):
         ]
 
 
-def _events(entries: list[dict[str, Any]], corpus: data.Corpus, *, vectors: bool) -> list[MemoryAdded]:
-    """The events that ``entries`` become."""
-    return [
-        MemoryAdded(
-            "bulk",
-            f"{row:036d}",
-            entry["content"],
-            1_700_000_000_000_000,
-            msgspec.json.encode(entry["metadata"]),
-            corpus.vectors[row].tobytes() if vectors else None,
-        )
-        for row, entry in enumerate(entries)
-    ]
-
-
 class _Side(NamedTuple):
     """The rounds with vectors, or without."""
 
@@ -91,7 +75,6 @@ async def _side(place: Place, bare: BareFile, *, vectors: bool) -> _Side:
     corpus = data.corpus(BATCH_ROWS, queries=1)
     kept = {"content", "metadata", "embedding"} if vectors else {"content", "metadata"}
     entries = [{key: entry[key] for key in kept} for entry in corpus.entries(0, BATCH_ROWS)]
-    events = _events(entries, corpus, vectors=vectors)
     given = {"dimensions": data.DIMENSIONS} if vectors else None
     options = place.options(graph_rows_min=10**9)  # a graph that is built would take the CPU from what is measured
     side, per_round, added = _Side([], [], 0, 0), batches * BATCH_ROWS, 0
@@ -101,7 +84,7 @@ async def _side(place: Place, bare: BareFile, *, vectors: bool) -> _Side:
         log_bytes = (await mem.stats()).log_bytes
         for turn in range(rounds):
             say(f"round {turn + 1} of {rounds}, {'with' if vectors else 'no'} vectors")
-            side.bare.append(per_round / bare.append_batches([events] * batches))
+            side.bare.append(per_round / bare.append_batches(entries, batches))
             started = time.perf_counter()
             for _ in range(batches):
                 added += len(await mem.add_entries(entries, "bulk"))
