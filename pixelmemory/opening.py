@@ -129,6 +129,8 @@ def open_store(
         store.schema = parsed_schema
         try:
             ensure_folder(files or Files(), folder)
+            if folder.stat().st_mode & 0o077:  # a copy that was made with other modes, say
+                folder.chmod(0o700)
             lock = StoreLock.acquire(folder / "LOCK")
         except OSError as error:
             raise StoreError(f"the store's folder {folder} cannot be used: {error}") from error

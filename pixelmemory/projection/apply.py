@@ -267,7 +267,8 @@ class TableWriter:
     def _metadata_columns(self, metadata_json: bytes) -> dict[str, Any]:
         metadata = decode_metadata(metadata_json)
         typed = self._tables.schema.extract(metadata) if self._tables.schema is not None else {}
-        return {"metadata": metadata, "metadata_text": metadata_json.decode(), **typed}
+        columns = {name.lower(): value for name, value in typed.items()}
+        return {"metadata": metadata, "metadata_text": metadata_json.decode(), **columns}
 
 
 def _same(left: np.ndarray | None, right: np.ndarray | None) -> bool:

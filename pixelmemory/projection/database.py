@@ -23,6 +23,7 @@ __all__ = [
     "connection_string",
     "embedded_folder",
     "empty_pixeltable_logs",
+    "first_line",
     "is_infrastructure_error",
     "revive_server",
     "start_pixeltable",
@@ -49,7 +50,7 @@ def start_pixeltable(*, keep_http_server: bool) -> None:
         if launcher.level == logging.NOTSET:
             launcher.setLevel(logging.WARNING)
         home = Path(os.environ.get("PIXELTABLE_HOME", Path.home() / ".pixeltable"))
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
@@ -57,6 +58,7 @@ def start_pixeltable(*, keep_http_server: bool) -> None:
 
                 with contextlib.nullcontext() if keep_http_server else _without_http_server():
                     pxt.init()
+            _close_socket_to_others()
         except Exception as error:
             raise ProjectionUnavailableError(f"Pixeltable did not start: {error}") from error
 
@@ -100,6 +102,22 @@ def revive_server() -> None:
     if server is not None:
         with server._lock:
             server.ensure_postgres_running()
+        _close_socket_to_others()
+
+
+def _close_socket_to_others() -> None:
+    """Let nobody but the owner connect to the embedded PostgreSQL.
+
+    It asks for no password. Its socket is in ``pgdata``, which only the owner can enter, unless that path is too long
+    for a socket: then it is in a folder that others may be able to enter, and PostgreSQL makes it writable for all.
+    """
+    folder = embedded_folder()
+    if folder is None:
+        return
+    lines = (folder / "postmaster.pid").read_text().splitlines()
+    port, socket_folder = lines[3], lines[4]
+    if socket_folder:
+        Path(socket_folder, f".s.PGSQL.{port}").chmod(0o700)
 
 
 def embedded_folder() -> Path | None:
@@ -254,6 +272,12 @@ def is_infrastructure_error(error: BaseException) -> bool:
             return True
         cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
     return False
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, without the lines in which PostgreSQL quotes the row and SQLAlchemy the parameters."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _is_missing_table(error: BaseException) -> bool:

@@ -80,7 +80,7 @@ def folder_name(store_name: str) -> str:
 
 def table_name(namespace: str) -> str:
     """``ns_<slug>_<hash>``: readable, safe, and different for namespaces that differ in any code point."""
-    digest = hashlib.blake2b(namespace.encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest()
     slug = _slug(namespace, 24)
     return f"ns_{slug}_{digest}" if slug else f"ns_{digest}"
 
@@ -243,7 +243,8 @@ class TableSet:
             "lsn": pxt.Int | None,
         }
         typed = self.schema.columns if self.schema is not None else {}
-        return columns | {column: _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
+        # Pixeltable folds the names of columns to lower case
+        return columns | {column.lower(): _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
 
     def create(self, namespace: str) -> str:
         """The table of ``namespace``, made and registered if it is not there yet.
@@ -296,7 +297,8 @@ class TableSet:
         for name, kind in typed.items():
             if kind is ColumnKind.JSON:
                 continue
-            expression, unheld = typed_index(column["metadata"], name, column[name], kind)
-            store_sql.create_index(table, f"typed_{column[name]}", f"btree ({prefix}({expression}))")
+            typed_column = column[name.lower()]
+            expression, unheld = typed_index(column["metadata"], name, typed_column, kind)
+            store_sql.create_index(table, f"typed_{typed_column}", f"btree ({prefix}({expression}))")
             # rows whose metadata the column cannot hold: few, and found without looking at the others
-            store_sql.create_index(table, f"untyped_{column[name]}", f"btree ({prefix}(1))", unheld)
+            store_sql.create_index(table, f"untyped_{typed_column}", f"btree ({prefix}(1))", unheld)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.projection.apply import DeadLetter, TableWriter, Vectors, letters_of
-from pixelmemory.projection.database import is_infrastructure_error
+from pixelmemory.projection.database import first_line, is_infrastructure_error
 from pixelmemory.projection.fold import Change
 
 __all__ = ["apply_what_can_be"]
@@ -44,7 +44,7 @@ def apply_what_can_be(
         except Exception as error:
             if is_infrastructure_error(error):
                 raise
-            reason = _reason(error)
+            reason = first_line(error)[:REASON_CHARS_MAX]
             if len(part) > 1:
                 half = len(part) // 2
                 waiting += [part[half:], part[:half]]
@@ -54,9 +54,3 @@ def apply_what_can_be(
                 raise ProjectionUnavailableError(f"{refused} memories were refused, one by one: {reason}") from error
             dead += letters_of(part[0], reason)
     return dead
-
-
-def _reason(error: Exception) -> str:
-    """What a dead letter says of ``error``: its first line, as PostgreSQL's further ones quote the row."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:REASON_CHARS_MAX]

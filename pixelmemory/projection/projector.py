@@ -29,7 +29,7 @@ from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
-from pixelmemory.projection.database import is_infrastructure_error
+from pixelmemory.projection.database import first_line, is_infrastructure_error
 from pixelmemory.projection.fold import Change
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
@@ -235,7 +235,7 @@ class Projector:
             run()
         except BaseException as error:
             self.failure = error
-            self.blocked = f"the projector stopped: {type(error).__name__}: {error}"
+            self.blocked = f"the projector stopped: {first_line(error)}"
             _logger.critical("the projector stopped: reads see LSN %d and no later", self.watermark, exc_info=True)
             self._stop_threads()
             self._fail_requests(ProjectionUnavailableError(self.blocked))
@@ -400,7 +400,7 @@ class Projector:
                 raise
             if (damage := self._tables.damage(self._names(changes))) is not None:
                 raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
-            _logger.warning("a batch was refused (%s): looking for the event that causes it", error)
+            _logger.warning("a batch was refused (%s): looking for the event that causes it", first_line(error))
             fault_point("projector.bisect.before")
             dead += apply_what_can_be(self._writer, changes, batch.vectors)
             fault_point("projector.bisect.after")
@@ -426,7 +426,7 @@ class Projector:
         try:
             self._graphs.after_batch(inserted, self._log.durable_lsn - batch.events[-1].lsn)
         except Exception as error:  # noqa: BLE001 - the batch is applied; its upkeep is ordered with a later one
-            _logger.warning("the upkeep of tables waits for the next batch: %s", error)
+            _logger.warning("the upkeep of tables waits for the next batch: %s", first_line(error))
 
     def _keep(self, letters: Sequence[DeadLetter]) -> None:
         for letter in sorted(letters, key=lambda letter: letter.lsn):
@@ -514,7 +514,7 @@ class Projector:
     # -- health
 
     def _block(self, what: str, error: Exception) -> None:
-        reason = f"{what} failed and is tried again: {type(error).__name__}: {error}"
+        reason = f"{what} failed and is tried again: {first_line(error)}"
         if self.blocked is None:
             _logger.error("%s", reason)
         self.blocked = reason

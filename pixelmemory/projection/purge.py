@@ -145,6 +145,8 @@ def scrub(tables: TableSet, namespace: str) -> None:
             _scrub_shared(connection, unscrubbed)
         for each in touched:
             _execute(connection, f"ANALYZE {each}")
+    if files := store_sql.media_files(touched):
+        unscrubbed.append(f"{files} files that computed columns of these tables keep in Pixeltable's media folder")
     _report(unscrubbed)
 
 

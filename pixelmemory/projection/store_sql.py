@@ -15,6 +15,7 @@ Pixeltable), the store works through the public API alone (:mod:`pixelmemory.pro
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "create_index",
     "derived_tables",
     "drop_graph",
+    "media_files",
     "resolve",
     "thread_released",
     "tolerant_updates",
@@ -194,6 +196,15 @@ def derived_tables(connection: psycopg.Connection[Any], table: StoreTable) -> li
         (table_id,),
     )
     return [str(row[0]) for row in rows]
+
+
+def media_files(names: Sequence[str]) -> int:
+    """How many files Pixeltable keeps for the tables ``names`` in PostgreSQL: large values of computed columns."""
+    from pixeltable.env import Env
+    from pixeltable.utils.local_store import LocalStore
+
+    store = LocalStore(Env.get().media_dir)
+    return sum(store.count(uuid.UUID(name.rpartition("_")[2])) for name in names)
 
 
 #: the minor version of Pixeltable whose internals these are, and the first patch level they were tried with

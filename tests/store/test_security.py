@@ -163,7 +163,7 @@ def assert_nothing_else(home: Path, store: str, memory_tables: int) -> None:
     tables = {path.rpartition("/")[2] for path in pxt.list_tables(f"pixelmemory/{store}")}
     assert tables >= {"state", "registry", "dead_letters"}
     assert len(tables) == 3 + memory_tables
-    assert all(re.fullmatch(r"state|registry|dead_letters|memories|ns_[a-z0-9_]{1,48}", table) for table in tables)
+    assert all(re.fullmatch(r"state|registry|dead_letters|memories|ns_[a-z0-9_]{1,60}", table) for table in tables)
     with psycopg.connect(connection_string()) as connection:
         names = connection.execute("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
         assert not [name for (name,) in names if not re.fullmatch(r"[a-z0-9_]+", name)]
@@ -247,6 +247,17 @@ def test_fields_with_names_that_mean_something_to_sql(open_memory: OpenMemory) -
     for name in names:
         expect_found(mem, "default_namespace", {"%s"}, {name: "%s"})
         expect_found(mem, "default_namespace", {"'; --"}, {name: {"$gt": "%s"}})
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_fields_keep_their_case_where_columns_do_not(open_memory: OpenMemory, direct: bool) -> None:
+    mem = open_memory(schema={"userId": str, "Year": int}, direct_sql=direct)
+    mem.add_entry("one", memory_id="one", metadata={"userId": "Ada", "Year": 1843, "userid": "other"})
+    expect_found(mem, "default_namespace", {"one"}, {"userId": "Ada"})
+    expect_found(mem, "default_namespace", {"one"}, {"Year": {"$gt": 1800}, "userid": "other"})
+    expect_found(mem, "default_namespace", set(), {"userId": "other"})
+    (row,) = mem.get_namespace_table("default_namespace").select().collect()
+    assert (row["userid"], row["year"]) == ("Ada", 1843)
 
 
 # --------------------------------------------------------------------------------------------------- sizes and depths
@@ -563,6 +574,8 @@ def test_the_database_listens_in_a_folder_of_its_owners_alone() -> None:
     if os.geteuid() == 0 or os.stat(f"/proc/{pid}").st_uid == os.geteuid():
         assert listening(pid) == {("unix", f"{folder}/.s.PGSQL.{port}")}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    # and where the folder has to be another one, the socket itself lets nobody else in
+    assert stat.S_IMODE((folder / f".s.PGSQL.{port}").stat().st_mode) == 0o700
     if os.geteuid() != 0:
         return
     script = """
