@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reopen it (keeps its data in .demo/)
 	@$(BIN)/python -m pixelmemory.demo
