@@ -357,7 +357,7 @@ MUTATIONS = (
         "engine",
         "        await self._visible.wait(self._opened_lsn, self.options.wait_timeout_seconds)\n        found",
         "        found",
-        (f"{REBUILD}the_rest_of_a_backlog_is_applied_after_a_reopen",),
+        (f"{REBUILD}ids_of_a_backlog_are_known_to_the_first_call",),
     ),
     Mutation(
         "a dead letter's memory is taken from its row",

@@ -118,7 +118,7 @@ MUTATIONS = (
     Mutation(
         "a child of a fork writes",
         "log/writer",
-        "        if os.getpid() != self._pid:\n            raise",
+        "        if forks() != self._forks:\n            raise",
         "        if False:\n            raise",
         OWNERS,
     ),

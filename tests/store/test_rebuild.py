@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import pixeltable as pxt
 import pytest
 from embedders import embed_words, embedded, words_vector
-from engine_tools import answer_of, pixeltable_home, run_script
+from engine_tools import answer_of, pixeltable_home, run_script, vector
+from engine_tools import open_memory as given_memory
 
 from pixelmemory import CheckpointAheadError, Layout, Memory, MemoryExistsError, StoreLockedError
 
@@ -167,6 +169,8 @@ def test_a_rebuild_embeds_nothing_anew(open_memory: OpenMemory) -> None:
 
 def test_the_rest_of_a_backlog_is_applied_after_a_reopen(open_memory: OpenMemory) -> None:
     """What was durable and not yet visible when the store was closed without waiting."""
+    with open_memory(embedding_config=WORDS) as mem:
+        mem.add_entry("visible")  # else the next open rebuilds the projection, and waits until that is done
     mem = open_memory(embedding_config=WORDS, wait_timeout_seconds=0, linger_seconds=5.0)
     ids = mem.add_entries([{"content": f"late {n}", "memory_id": f"late {n}"} for n in range(50)])
     mem.close()
@@ -175,7 +179,40 @@ def test_the_rest_of_a_backlog_is_applied_after_a_reopen(open_memory: OpenMemory
         mem.add_entry("again", memory_id="late 7")
     assert mem.update_memory("late 8", content="changed")
     assert mem.delete_memory("late 9")
-    assert mem.count() == len(ids) - 1
+    assert mem.count() == len(ids)
+
+
+BACKLOG = """
+import os, signal, sys, threading
+from engine_tools import open_memory, vector
+from pixelmemory.log import set_fault_hook
+
+memory = open_memory(*sys.argv[1:])
+memory.add_entry("visible", memory_id="visible", embedding=vector(0))
+memory.flush()
+set_fault_hook(lambda point: threading.Event().wait() if point == "projector.apply.before" else None)
+memory.add_entries([{"content": "late", "memory_id": f"late {n}", "embedding": vector(n)} for n in range(5)])
+memory.delete_memory("visible")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("first", ["add", "update", "delete", "add of a deleted one"])
+def test_ids_of_a_backlog_are_known_to_the_first_call(first: str, tmp_path: Path, store_name: str) -> None:
+    """A life was killed before it projected what it had acknowledged; nothing has waited for that in the next one."""
+    assert run_script(BACKLOG, tmp_path, store_name).returncode == -signal.SIGKILL
+    with given_memory(tmp_path, store_name, linger_seconds=30.0) as mem:  # which ends when somebody waits
+        match first:
+            case "add":
+                with pytest.raises(MemoryExistsError):
+                    mem.add_entry("again", memory_id="late 3", embedding=vector(1))
+            case "update":
+                assert mem.update_memory("late 3", metadata={"changed": True})
+            case "delete":
+                assert mem.delete_memory("late 3")
+            case _:
+                assert mem.add_entry("again", memory_id="visible", embedding=vector(1)) == "visible"
+        assert mem.count() == {"delete": 4, "add of a deleted one": 6}.get(first, 5)
 
 
 # ------------------------------------------------------------------------------------------------ foreign and ahead
