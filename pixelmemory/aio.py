@@ -424,14 +424,16 @@ class AsyncMemory:
         Returns:
             How many there were.
         """
-        engine, _ = self._running()
+        engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
+        store.projection.check_erasable()
         while found := await self.search(checked_namespace, limit=ERASED_PAGE):
             await self.delete_memories([record["memory_id"] for record in found], checked_namespace)
         return await engine.erase(checked_namespace, None)
 
     async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:
-        engine, _ = self._running()
+        engine, store = self._running()
+        store.projection.check_erasable()
         await self._delete(memory_ids, namespace, field)
         ids = list(dict.fromkeys(memory_ids))
         return await engine.erase(check_namespace(namespace, engine.options), ids) if ids else 0
@@ -444,7 +446,7 @@ class AsyncMemory:
         the texts of those that were updated.
 
         Returns:
-            By how many bytes the log has become smaller.
+            By how many bytes the log has become smaller; a small one may grow by the header of a segment.
 
         Raises:
             WaitTimeoutError, ProjectionUnavailableError: the projection is behind; nothing has changed.

@@ -108,10 +108,11 @@ class Maintenance:
             LogPoisonedError: it failed half-way; reopen the store.
             ManifestError: the intent could not be written; nothing was changed.
             ProjectionError: the tables could not be purged. ``problem`` says what is left, and the next erase or open
-                goes on with it.
+                goes on with it. Without ``direct_sql`` nothing is begun.
         """
         with self._lock:
             self._check_open()
+            self._projection.check_erasable()
             if self._manifest.erasing is not None:
                 self._erase(self._manifest.erasing, self._on_projector)
             found = {event.memory_id for event in self._events_of(erasure)}

@@ -24,6 +24,7 @@ from pixelmemory.cli.common import (
     show,
 )
 from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.events import EventRemoved
 from pixelmemory.log.export import is_placeholder, json_line
 from pixelmemory.log.inspection import Batch, Damage, DamageKind, LogInspection, owner_pid
 from pixelmemory.log.record import FrameKind
@@ -82,6 +83,8 @@ class LogReport(msgspec.Struct):
     events: int = 0
     #: of them, those that stand for events that a repair took out
     placeholders: int = 0
+    #: and for events that an erase or a compaction took out
+    removed: int = 0
     bytes: int = 0
     first_lsn: int | None = None
     last_lsn: int | None = None
@@ -111,7 +114,9 @@ class LogReport(msgspec.Struct):
         if item.events:
             self.batches += 1
             self.events += len(item.events)
-            self.placeholders += sum(map(is_placeholder, item.events))
+            lost = sum(map(is_placeholder, item.events))
+            self.placeholders += lost
+            self.removed += sum(isinstance(stored.event, EventRemoved) for stored in item.events) - lost
             self.readable_behind_damage += len(item.events) if self.broken else 0
             self.first_lsn = self.first_lsn or item.events[0].lsn
             self.last_lsn = item.events[-1].lsn
@@ -131,6 +136,8 @@ class Report(msgspec.Struct):
     comparison: Comparison | None = None
     checkpoint_lsn: int | None = None
     reason: str | None = None
+    #: an erase was begun and is not finished
+    erasing: bool = False
 
     @property
     def findings(self) -> int:
@@ -162,6 +169,7 @@ class Report(msgspec.Struct):
             "store_id": self.store_id,
             "epoch": self.epoch,
             "open_in_process": self.open_in_process,
+            "erasing": self.erasing,
             "log": log,
             "projection": {
                 "path": _plain(self.projection),
@@ -199,6 +207,10 @@ class Report(msgspec.Struct):
             show("", f"LSN {log.first_lsn} to {log.last_lsn}; {closed}")
         if log.placeholders:
             show("", f"{plural(log.placeholders, 'event')} of them stand for what a repair took out")
+        if log.removed:
+            show("", f"{plural(log.removed, 'event')} of them stand for what an erase or a compaction took out")
+        if self.erasing:
+            show("", "an erase is not finished: the next open goes on with it")
         if log.torn_bytes:
             text = "of a batch that was never acknowledged; the next open sets them aside: no fault"
             show("torn tail", f"{plural(log.torn_bytes, 'byte')} {text}")
@@ -305,6 +317,7 @@ def _look(
             LogReport(),
             f"pixelmemory/{folder.name}",
             reason=reason,
+            erasing=inspection.manifest is not None and inspection.manifest.erasing is not None,
         )
         fold: Fold | None = None
         if snapshot is not None:
@@ -335,6 +348,9 @@ def _prepare_fold(report: Report, inspection: LogInspection, snapshot: Projectio
         )
         return None
     report.checkpoint_lsn = snapshot.checkpoint_lsn
+    if manifest is not None and 0 < snapshot.checkpoint_lsn < manifest.rewritten_lsn:
+        report.reason = "the tables are older than what was taken out of the log. The next open makes them anew"
+        return None
     return Fold(snapshot.dead_lsns)
 
 

@@ -20,7 +20,7 @@ from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
 from pixelmemory.projection.preparation import EmbedTexts
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
-from pixelmemory.projection.purge import purge, scrub
+from pixelmemory.projection.purge import purge, require_sql, scrub
 from pixelmemory.projection.read_sql import SqlReads
 from pixelmemory.projection.reads import ReadBackend
 from pixelmemory.schema import Schema
@@ -154,6 +154,10 @@ class Projection:
                 raise ProjectionUnavailableError(f"the table of {namespace!r} is not made yet: {reason}")
             name = made.result()
         return pxt.get_table(f"{self.tables.path}/{name}")
+
+    def check_erasable(self) -> None:
+        """Raise ProjectionError if the tables are not reached by SQL, which :meth:`erase` needs."""
+        require_sql(self.tables)
 
     def erase(self, erasure: Erasure) -> None:
         """Take what is left of deleted memories out of the tables, and out of what the database keeps of their past.

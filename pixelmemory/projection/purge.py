@@ -28,7 +28,7 @@ from pixelmemory.projection.layout import TableSet, namespace_key
 from pixelmemory.projection.store_sql import StoreTable
 from pixelmemory.values import memory_key
 
-__all__ = ["PURGE_FAULT_POINTS", "purge", "scrub", "scrub_wal"]
+__all__ = ["PURGE_FAULT_POINTS", "purge", "require_sql", "scrub", "scrub_wal"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -71,7 +71,7 @@ def purge(tables: TableSet, namespace: str, memory_ids: Collection[str] | None, 
         ProjectionError: the tables are not reached by SQL (``direct_sql``), or are in use for too long.
         ProjectionUnavailableError: the database fails.
     """
-    _require_sql(tables)
+    require_sql(tables)
     name = tables.name_of(namespace)
     table = None if name is None else tables.store_table(name)
     dead = tables.store_table("dead_letters")
@@ -124,7 +124,7 @@ def scrub(tables: TableSet, namespace: str) -> None:
         ProjectionError: something was not scrubbed; the message says what. It may be called again.
         ProjectionUnavailableError: the database fails.
     """
-    _require_sql(tables)
+    require_sql(tables)
     name = tables.name_of(namespace)
     table = None if name is None else tables.store_table(name)
     unscrubbed: list[str] = []
@@ -280,7 +280,8 @@ def _leave_segment(connection: psycopg.Connection[Any]) -> None:
 # ------------------------------------------------------------------------------------------------ sessions and waiting
 
 
-def _require_sql(tables: TableSet) -> None:
+def require_sql(tables: TableSet) -> None:
+    """Raise ProjectionError where the tables are reached through the public API alone."""
     if not tables.direct_sql:
         raise ProjectionError(
             "erased memories cannot be removed from the tables through Pixeltable's public API alone: it keeps every "

@@ -56,6 +56,7 @@ def test_a_clean_store(program: Program, store: Path, events: list[Event]) -> No
         "batches": len(events),
         "events": len(events),
         "placeholders": 0,
+        "removed": 0,
         "bytes": sum(path.stat().st_size for path in segments(store)),
         "first_lsn": 1,
         "last_lsn": len(events),

@@ -19,11 +19,13 @@ from engine_tools import async_memory, vector
 from engine_tools import open_memory as open_given
 from fault_report import LONG_FORM, FaultReport, rounds
 
-from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, StoreClosedError
-from pixelmemory.log import FAULT_POINTS
+from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
+from pixelmemory.cli import main
+from pixelmemory.log import FAULT_POINTS, Erasure, Manifest
 from pixelmemory.maintenance import MAINTENANCE_FAULT_POINTS
 from pixelmemory.projection.database import connection_string
 from pixelmemory.projection.purge import PURGE_FAULT_POINTS
+from pixelmemory.values import memory_key
 
 if TYPE_CHECKING:
     from conftest import OpenMemory
@@ -158,6 +160,43 @@ def test_arguments_are_checked_before_anything_happens(open_memory: OpenMemory) 
             call()
 
 
+def test_without_sql_nothing_is_begun(open_memory: OpenMemory, tmp_path: Path, store_name: str) -> None:
+    with open_memory(direct_sql=False) as memory:
+        memory.add_entry("still here", memory_id="one")
+        with pytest.raises(ProjectionError, match="direct_sql"):
+            memory.erase_memory("one")
+        with pytest.raises(ProjectionError, match="direct_sql"):
+            memory.erase_namespace("default_namespace")
+        assert memory.health().ok
+        assert memory.count() == 1
+        memory.delete_memory("one")
+        memory.compact()
+        assert memory.count() == 0
+    assert _types(tmp_path / store_name) == [REMOVED, REMOVED]
+
+
+def test_verify_tells_of_an_erase_that_is_not_finished(
+    open_memory: OpenMemory, tmp_path: Path, store_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_memory() as memory:
+        memory.add_entries([{"content": "text", "memory_id": f"m{n}"} for n in range(3)])
+        memory.erase_memory("m1")
+        lsn = memory.last_lsn
+    folder = tmp_path / store_name
+    manifest = Manifest.load(folder)
+    assert manifest is not None
+    assert manifest.erasing is None
+    msgspec.structs.replace(manifest, erasing=Erasure("default_namespace", ["m0"], lsn)).save(folder)
+    assert main(["verify", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 events of them stand for what an erase" in printed
+    assert "an erase is not finished" in printed
+    with open_memory() as memory:
+        assert [record["memory_id"] for record in memory.search()] == ["m2"]
+    assert main(["verify", str(folder)]) == 0
+    assert "not finished" not in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------------- compaction
 
 
@@ -209,19 +248,26 @@ def test_compaction_changes_no_memory(layout: Layout, open_memory: OpenMemory, t
         assert [record["memory_id"] for record in again] == [record["memory_id"] for record in scores]
 
 
-def test_a_projection_that_missed_what_was_taken_out_is_rebuilt(open_memory: OpenMemory) -> None:
+@pytest.mark.parametrize("what", ["compacted", "erased"])
+def test_a_projection_that_missed_what_was_taken_out_is_rebuilt(what: str, open_memory: OpenMemory) -> None:
     """The delete of a memory that an old copy of the tables still has is not in the log any more."""
     import psycopg
 
     with open_memory() as memory:
         memory.add_entries([{"content": f"text {n}", "memory_id": f"m{n}"} for n in range(5)])
-        memory.delete_memory("m1")
-        memory.compact()
+        if what == "erased":
+            assert memory.erase_memory("m1")
+        else:
+            assert memory.delete_memory("m1")
+            memory.compact()
         expected = _all(memory, "default_namespace")
-        state = memory._memory._engine._store.projection.tables  # type: ignore[union-attr]
-        table = state.store_table("state")
+        # as an old copy has them
+        row = {"memory_id": memory_key("m1"), "id_text": "m1", "content": "text 1", "lsn": 2}
+        memory.get_namespace_table("default_namespace").insert([row])
+        tables = memory._memory._engine._store.projection.tables  # type: ignore[union-attr]
+        state = tables.store_table("state")
     with psycopg.connect(connection_string(), autocommit=True) as connection:
-        connection.execute(f"UPDATE {table.name} SET {table.columns['checkpoint_lsn']} = 5")
+        connection.execute(f"UPDATE {state.name} SET {state.columns['checkpoint_lsn']} = 5")
     with open_memory() as memory:
         assert _all(memory, "default_namespace") == expected
         assert memory.health().ok
@@ -340,8 +386,9 @@ def test_erase_canary(point: str, tmp_path: Path, store_name: str, forked: Lives
                 # killed before the intent was durable: the call never began
                 assert memory.erase_memories(canary_ids(canary), "b") == 3
             assert memory.health().ok, memory.health()
-            assert memory.erase_memories(canary_ids(canary), "b") == 0
+            # before the next erase, which would finish what the open has left
             assert _canary_hits(canary, home / name, pixeltable) == []
+            assert memory.erase_memories(canary_ids(canary), "b") == 0
             check_store(home, name)
             assert memory.count() == 27
         assert _canary_hits(canary, home / name, pixeltable) == []
