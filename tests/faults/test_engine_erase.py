@@ -17,7 +17,7 @@ from engine_oracle import check_store, events_of
 from engine_poison import forbid_poison, let_poison_in
 from engine_tools import async_memory, vector
 from engine_tools import open_memory as open_given
-from fault_report import LONG_FORM, FaultReport, rounds
+from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
 from pixelmemory.cli import main
@@ -365,30 +365,29 @@ def test_the_few_points_are_among_all() -> None:
 def test_erase_canary(point: str, tmp_path: Path, store_name: str, forked: Lives, fault_report: FaultReport) -> None:
     """erase_canary: a kill at each step of an erase; then nothing on disk holds what was erased."""
     pixeltable = Path(os.environ["PIXELTABLE_HOME"])
-    for number in range(rounds(1, 4)):
-        seed = random.Random(f"{point} {number}").randrange(10**6)
-        home, name, canary = tmp_path / str(number), f"{store_name}_{number}", f"canary-{seed}"
-        options = SMALL | {"layout": Layout.SHARED if number % 2 else Layout.PER_NAMESPACE}
-        life = Life(str(home), name, seed, options=options, chore="fill", canary=canary)
-        assert forked.live(life).exit_code == 0
-        assert _canary_hits(canary, home / name)
-        assert len({hit.rpartition(" ")[2] for hit in _canary_hits(canary, pixeltable)}) >= 2
-        # the manifest is saved twice by an open, and then by the erase
-        nth = 3 if point.startswith("manifest") else 1
-        life = msgspec.structs.replace(life, chore="erase", point=point, nth=nth)
-        answer = forked.live(life)
-        assert answer.exit_code == (-signal.SIGKILL if point else 0), (point, answer)
-        if point:
-            fault_report.add(f"erase_canary: SIGKILL at {point.partition('.')[0]}.*")
-        with open_given(home, name, **options) as memory:
-            memory.flush()
-            if point.startswith("manifest") and _canary_hits(canary, home / name):
-                # killed before the intent was durable: the call never began
-                assert memory.erase_memories(canary_ids(canary), "b") == 3
-            assert memory.health().ok, memory.health()
-            # before the next erase, which would finish what the open has left
-            assert _canary_hits(canary, home / name, pixeltable) == []
-            assert memory.erase_memories(canary_ids(canary), "b") == 0
-            check_store(home, name)
-            assert memory.count() == 27
+    seed = random.Random(point).randrange(10**6)
+    home, name, canary = tmp_path, store_name, f"canary-{seed}"
+    options = SMALL | {"layout": Layout.SHARED if seed % 2 else Layout.PER_NAMESPACE}
+    life = Life(str(home), name, seed, options=options, chore="fill", canary=canary)
+    assert forked.live(life).exit_code == 0
+    assert _canary_hits(canary, home / name)
+    assert len({hit.rpartition(" ")[2] for hit in _canary_hits(canary, pixeltable)}) >= 2
+    # the manifest is saved twice by an open, and then by the erase
+    nth = 3 if point.startswith("manifest") else 1
+    life = msgspec.structs.replace(life, chore="erase", point=point, nth=nth)
+    answer = forked.live(life)
+    assert answer.exit_code == (-signal.SIGKILL if point else 0), (point, answer)
+    if point:
+        fault_report.add(f"erase_canary: SIGKILL at {point.partition('.')[0]}.*")
+    with open_given(home, name, **options) as memory:
+        memory.flush()
+        if point.startswith("manifest") and _canary_hits(canary, home / name):
+            # killed before the intent was durable: the call never began
+            assert memory.erase_memories(canary_ids(canary), "b") == 3
+        assert memory.health().ok, memory.health()
+        # before the next erase, which would finish what the open has left
         assert _canary_hits(canary, home / name, pixeltable) == []
+        assert memory.erase_memories(canary_ids(canary), "b") == 0
+        check_store(home, name)
+        assert memory.count() == 27
+    assert _canary_hits(canary, home / name, pixeltable) == []
