@@ -50,7 +50,7 @@ soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at t
 	PIXELMEMORY_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults -o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 mutations: $(VENV)/.stamp-dev ## plant each bug of the mutation gate in a copy, and see what catches it
-	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest tests/faults/test_log_mutations.py tests/faults/test_engine_mutations.py \
+	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest tests/faults/test_*_mutations.py \
 		-o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 check: lint docs test ## lint, docs and test: what a change has to pass

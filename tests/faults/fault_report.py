@@ -83,7 +83,6 @@ class Planted(NamedTuple):
     place: str
     #: the test that failed, or None
     caught_by: str | None
-    seconds: float
 
 
 class FaultReport:
@@ -112,9 +111,9 @@ class FaultReport:
         """The mutation gate's table, in Markdown."""
         if not self.planted:
             return []
-        lines = ["| bug | put into | caught by | seconds |", "|---|---|---|---:|"]
-        for name, place, caught_by, seconds in self.planted:
-            lines.append(f"| {name} | `{place}` | {f'`{caught_by}`' if caught_by else '**missed**'} | {seconds:.0f} |")
+        lines = ["| bug | put into | caught by |", "|---|---|---|"]
+        for name, place, caught_by in self.planted:
+            lines.append(f"| {name} | `{place}` | {f'`{caught_by}`' if caught_by else '**missed**'} |")
         caught = sum(each.caught_by is not None for each in self.planted)
         return [*lines, "", f"{caught} of {len(self.planted)} bugs were caught."]
 
