@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +117,10 @@ class Maintenance:
             if self._manifest.erasing is not None:
                 self._erase(self._manifest.erasing, self._on_projector)
             found = {event.memory_id for event in self._events_of(erasure)}
-            if found or erasure.memory_ids is None:
-                self._save(erasing=erasure, rewritten_lsn=max(self._manifest.rewritten_lsn, erasure.up_to_lsn))
-                fault_point("erase.after_intent")
-                self._erase(erasure, self._on_projector)
+            # also where the log knows nothing any more: the tables keep versions that a compaction took out of it
+            self._save(erasing=erasure, rewritten_lsn=max(self._manifest.rewritten_lsn, erasure.up_to_lsn))
+            fault_point("erase.after_intent")
+            self._erase(erasure, self._on_projector)
         return len(found)
 
     def compact(self, up_to_lsn: int) -> int:
@@ -142,6 +143,7 @@ class Maintenance:
                 compaction.plan(stored)
             if not compaction.superseded:
                 return 0
+            self._discard(text for stored in self._read(up_to_lsn) for text in compaction.dropped_texts(stored))
             # from now on a projection that is older than this would miss deletes, and is rebuilt
             self._save(rewritten_lsn=max(self._manifest.rewritten_lsn, up_to_lsn))
             report = self._rewrite(compaction.transform, "compacted")
@@ -154,9 +156,10 @@ class Maintenance:
         try:
             self._discard_vectors(erasure)
             fault_point("erase.after_cache")
-            wanted = _Wanted(erasure)
-            removed = EventRemoved("erased", time.time_ns() // 1000)
-            self._rewrite(lambda stored: removed if wanted(stored) else stored.event, "erased")
+            if any(True for _ in self._events_of(erasure)):
+                wanted = _Wanted(erasure)
+                removed = EventRemoved("erased", time.time_ns() // 1000)
+                self._rewrite(lambda stored: removed if wanted(stored) else stored.event, "erased")
             fault_point("erase.after_log")
             self._empty_quarantine()
             fault_point("erase.after_quarantine")
@@ -175,17 +178,22 @@ class Maintenance:
         self._projection.projector.request(lambda: self._projection.erase(erasure)).result()
 
     def _discard_vectors(self, erasure: Erasure) -> None:
+        self._discard(
+            event.content
+            for event in self._events_of(erasure)
+            if not isinstance(event, MemoryDeleted) and event.content is not None
+        )
+
+    def _discard(self, texts: Iterable[str]) -> None:
+        """Take the vectors of ``texts`` out of the cache."""
         if self._cache is None:
             return
-        texts: set[str] = set()
-        for event in self._events_of(erasure):
-            if not isinstance(event, MemoryDeleted) and event.content is not None:
-                texts.add(event.content)
-            if len(texts) >= DISCARDED_TEXTS:
-                self._cache.discard(list(texts))
-                texts.clear()
-        if texts:
-            self._cache.discard(list(texts))
+        remaining = iter(texts)
+        while some := set(islice(remaining, DISCARDED_TEXTS)):
+            try:
+                self._cache.discard(list(some))
+            except OSError as error:
+                raise StoreError(f"vectors cannot be taken out of the cache: {error}") from error
 
     def _events_of(self, erasure: Erasure) -> Iterator[MemoryEvent]:
         wanted = _Wanted(erasure)
@@ -268,7 +276,7 @@ class _Wanted:
 class _Compaction:
     """One event for each memory that lives: what its events come to, at the LSN of the last.
 
-    Two passes over the log: :meth:`plan`, then :meth:`transform`.
+    Passes over the log: :meth:`plan`, then :meth:`transform` in each of the others.
 
     Args:
         up_to_lsn: later events stay.
@@ -304,6 +312,20 @@ class _Compaction:
             else:
                 self._last[key] = stored.lsn
 
+    def dropped_texts(self, stored: StoredEvent) -> set[str]:
+        """:meth:`transform`, for the texts that the memory does not have any more; in a pass of its own."""
+        event = stored.event
+        if isinstance(event, EventRemoved):
+            return set()
+        key = _digest(event.namespace, event.memory_id)
+        known = (event, self._growing.get(key))
+        texts = {each.content for each in known if isinstance(each, MemoryAdded | MemoryUpdated) and each.content}
+        after = self.transform(stored)
+        if after is event:
+            return set()
+        left = self._growing.get(key) if after is self._removed else after
+        return texts - {left.content} if isinstance(left, MemoryAdded) else texts
+
     def transform(self, stored: StoredEvent) -> Event:
         """What stands at an event's LSN from now on."""
         event = stored.event
@@ -313,13 +335,13 @@ class _Compaction:
         if key in self._kept:
             return event
         last_lsn = self._last.get(key)
+        old = self._growing.pop(key, None)
         if last_lsn is None or isinstance(event, MemoryDeleted):
-            self._growing.pop(key, None)
             return self._removed
         if isinstance(event, MemoryAdded):
             grown = event
-        elif key in self._growing:
-            grown = _updated(self._growing.pop(key), event)
+        elif old is not None:
+            grown = _updated(old, event)
         else:  # of an earlier life
             return self._removed
         if stored.lsn < last_lsn:

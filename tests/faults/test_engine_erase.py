@@ -248,6 +248,43 @@ def test_compaction_changes_no_memory(layout: Layout, open_memory: OpenMemory, t
         assert [record["memory_id"] for record in again] == [record["memory_id"] for record in scores]
 
 
+def test_compaction_takes_superseded_texts_out_of_the_cache(
+    open_memory: OpenMemory, tmp_path: Path, store_name: str, minilm_path: str
+) -> None:
+    with open_memory(embedding_config=minilm_path) as memory:
+        memory.add_entry("an old address", memory_id="one")
+        memory.add_entry("a name", memory_id="two")
+        memory.add_entry("a deleted remark", memory_id="three")
+        memory.flush()
+        memory.update_memory("one", content="a new address")
+        memory.update_memory("two", metadata={"changed": True})
+        memory.delete_memory("three")
+        memory.compact()
+        cache = memory._memory._engine._store.maintenance._cache  # type: ignore[union-attr]
+        assert cache is not None
+        found, _ = cache.get_many(["an old address", "a deleted remark", "a new address", "a name"])
+        assert found.tolist() == [False, False, True, True]
+        assert not _hits(tmp_path / store_name, "old address", "deleted remark")
+
+
+def test_what_a_compaction_took_out_of_the_log_can_still_be_erased(
+    open_memory: OpenMemory, tmp_path: Path, store_name: str
+) -> None:
+    """The tables keep old versions of rows whose memory the log does not know any more."""
+    pixeltable = Path(os.environ["PIXELTABLE_HOME"])
+    with open_memory() as memory:
+        memory.add_entry("canary-4711 sang", memory_id="one")
+        memory.add_entry("others", memory_id="two")
+        memory.flush()
+        memory.delete_memory("one")
+        memory.compact()
+        assert not _hits(tmp_path / store_name, "canary-4711")
+        assert _canary_hits("canary-4711", pixeltable)
+        assert memory.erase_memory("one") is False
+        assert not _canary_hits("canary-4711", pixeltable)
+        assert memory.count() == 1
+
+
 @pytest.mark.parametrize("what", ["compacted", "erased"])
 def test_a_projection_that_missed_what_was_taken_out_is_rebuilt(what: str, open_memory: OpenMemory) -> None:
     """The delete of a memory that an old copy of the tables still has is not in the log any more."""
