@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -157,6 +158,33 @@ def _cut_the_next_one(ledger: Ledger, disk: SimulatedDisk, start: int, rng: rand
         after = copy.after_power_loss(rng)
         _judge(ledger, _disk_log(after), report)
         _open_again(ledger, after, report, rewrite=False)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_power_cut_keeps_any_of_the_names(point: str, fault_report: FaultReport) -> None:
+    """Of the names that a moment leaves unsynced the device may have kept any, a later one without an earlier one."""
+    ledger = Ledger()
+    disk = _new_disk(ledger)
+    ledger.judge(_disk_log(disk))
+    device = DiskFiles(disk)
+    life = Life(ledger, STORE, device, 2, OPTIONS)
+
+    def stop(here: str) -> None:
+        if here == point:
+            life.dead = True
+            device.stop()
+
+    set_fault_hook(stop)
+    try:
+        with contextlib.suppress(LogError, OSError):
+            life.log.rewrite(erase)
+    finally:
+        set_fault_hook(None)
+    assert device.stopped, f"{point} was not reached"
+    life.end_dead()
+    for seed in range(rounds(40, 1000)):
+        fault_report.add("rewrite: power cut at a fault point")
+        _judge(ledger, _disk_log(disk.after_power_loss(random.Random(seed))), fault_report)
 
 
 CASES = [
