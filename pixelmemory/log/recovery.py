@@ -26,7 +26,9 @@ from pixelmemory.log.record import (
     frame_bytes,
     last_logged_at_ns,
 )
+from pixelmemory.log.runs import FrameRun
 from pixelmemory.log.segment import (
+    INDEX_STRIDE_BYTES,
     SEGMENT_HEADER_BYTES,
     Place,
     Segment,
@@ -64,6 +66,22 @@ class VerifiedSegment:
         self.logged_at_ns = 0
         #: what stands after the good frames, if it is more than the zeros that a writer reserves
         self.bad: BadFrameError | None = None
+
+    def take_run(self, run: FrameRun, durable_lsn: int, waiting: deque[Place]) -> None:
+        """Go on beyond ``run``; ``waiting`` holds the ends of frames that are not attested yet, and gets its own."""
+        count = len(run.ends)
+        first = run.start.byte_offset
+        while (noted := self.segment.index[-1].byte_offset + INDEX_STRIDE_BYTES) < run.end.byte_offset:
+            self.segment.note(*(run.start if noted <= first else run.place_after(int(run.ends.searchsorted(noted)))))
+        self.frames += count
+        self.batches += count
+        self.end = run.end
+        attested = min(max(durable_lsn - run.start.lsn + 1, 0), count)
+        while waiting and waiting[0].lsn - 1 <= durable_lsn:
+            self.attested = waiting.popleft()
+        if attested:
+            self.attested = run.place_after(attested - 1)
+        waiting.extend(run.place_after(index) for index in range(attested, count))
 
     @property
     def clean_end(self) -> bool:
@@ -170,10 +188,16 @@ class _Verification:
         durable_lsn = segment.header.durable_lsn
         # ends of frames that are not attested yet; one at most where each frame is synced
         waiting: deque[Place] = deque()
+
+        def take(run: FrameRun) -> None:
+            nonlocal durable_lsn
+            durable_lsn = max(durable_lsn, int(run.durable_lsns.max()))
+            found.take_run(run, durable_lsn, waiting)
+
         last_frame: Frame | None = None
         fd = self.files.open_read(segment.path)
         try:
-            for frame in walk_frames(Window(self.files, fd), segment, found.end):
+            for frame in walk_frames(Window(self.files, fd), segment, found.end, take):
                 if frame is None:
                     break
                 header = frame.header

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from zlib import crc32
 
 from pixelmemory.log.files import Files
@@ -12,9 +12,11 @@ from pixelmemory.log.record import (
     FRAME_MAGIC,
     Frame,
     FrameHeader,
+    FrameKind,
     frame_bytes,
     parse_frame_header,
 )
+from pixelmemory.log.runs import FrameRun, find_run
 from pixelmemory.log.segment import Place, Segment
 
 __all__ = ["BadFrameError", "Window", "find_frame_header", "walk_frames"]
@@ -76,8 +78,13 @@ class Window:
         return self._buffer, at
 
 
-def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Frame | None]:
+def walk_frames(
+    window: Window, segment: Segment, place: Place, on_run: Callable[[FrameRun], None] | None = None
+) -> Iterator[Frame | None]:
     """The frames of ``segment`` from ``place`` to its ``end_bytes``; then None, and more when that has grown.
+
+    With ``on_run``, frames of one event each whose records are in order as well are not yielded but given to it, many
+    at a time; a frame always comes after them.
 
     Raises:
         BadFrameError: at the first frame that is damaged or does not belong there.
@@ -86,6 +93,7 @@ def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Fram
     salt = segment.header.salt
     view = window.view
     buffer, start = memoryview(b""), 0
+    filled = False
     while True:
         end = segment.end_bytes
         if byte_offset >= end:
@@ -97,8 +105,16 @@ def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Fram
         if at + FRAME_HEADER_BYTES > len(buffer):
             buffer, at = view(byte_offset, FRAME_HEADER_BYTES, end)
             start = byte_offset - at
+            filled = True
         if len(buffer) - at < FRAME_HEADER_BYTES:
             raise BadFrameError(byte_offset, lsn, "the file ends before its batch does")
+        if filled and on_run is not None:  # once for each part of the file that was read
+            filled = False
+            run = find_run(buffer, at, min(len(buffer), end - start), salt, Place(lsn, byte_offset, checksum))
+            if run is not None:
+                on_run(run)
+                lsn, byte_offset, checksum = run.end
+                continue
         header = parse_frame_header(buffer, at, salt)
         if header is None:
             raise BadFrameError(byte_offset, lsn, "the batch header fails its checksum")
@@ -113,9 +129,12 @@ def walk_frames(window: Window, segment: Segment, place: Place) -> Iterator[Fram
             if at + total_bytes > len(buffer):
                 buffer, at = view(byte_offset, total_bytes, end)
                 start = byte_offset - at
+                filled = True
             if crc32(buffer[at + FRAME_HEADER_BYTES : at + total_bytes]) != header.body_checksum:
                 raise BadFrameError(byte_offset, lsn, "the batch fails its checksum", header)
         yield Frame(byte_offset, header, total_bytes, buffer, at + FRAME_HEADER_BYTES)
+        if header.kind != FrameKind.EVENTS:  # nothing may follow: the caller sees whether something does
+            on_run = None
         lsn += header.event_count
         checksum = header.checksum
         byte_offset += total_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import struct
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from log_tools import FailingFiles, added, opened, plain, read_all, sample_event
 from pixelmemory import LogCorruptError, LogWriteError, UnknownEventError
 from pixelmemory.events import Event, encode_event
 from pixelmemory.log import Files
-from pixelmemory.log.record import build_frame, encode_records, type_code
-from pixelmemory.log.segment import pack_header, parse_header
+from pixelmemory.log.record import Frame, FrameKind, build_frame, check_records, encode_records, type_code
+from pixelmemory.log.runs import FrameRun
+from pixelmemory.log.segment import Place, Segment, pack_header, parse_header
+from pixelmemory.log.walk import BadFrameError, Window, walk_frames
 from pixelmemory.options import SyncMode
 
 HEADER = 128
@@ -555,3 +558,119 @@ def test_a_store_without_write_permission_is_refused_with_the_reason(tmp_path: P
 
     with pytest.raises(LogWriteError, match="Permission denied"), opened(tmp_path / "new", files=ReadOnly()):
         pass
+
+
+# ------------------------------------------------------------------------------------------ many small frames at once
+
+
+def _small_frames(tmp_path: Path) -> tuple[Segment, list[Place]]:
+    """A segment with a frame for each event but two, of every size, and where each frame starts."""
+    frames: list[list[Event]] = [[added(n, chr(97 + n % 26) * (n % 300))] for n in range(60)]
+    frames[40] = [added(n) for n in range(1000, 1003)]
+    folder = crash(tmp_path / "store", frames).folder
+    path = segment_paths(folder)[0]
+    segment = Segment(path, parse_header(path.read_bytes()[:HEADER], path), path.stat().st_size)
+    return segment, [
+        Place(frame.header.first_lsn, frame.byte_offset, frame.header.previous_checksum) for frame in _walk(segment)[0]
+    ]
+
+
+def _walk(segment: Segment, *, in_runs: bool = False) -> tuple[list[Frame], list[FrameRun], tuple[Any, ...] | None]:
+    """The frames, the runs of them, and the place and reason where it ends badly."""
+    runs: list[FrameRun] = []
+    frames: list[Frame] = []
+    first = Place(segment.header.first_lsn, HEADER, segment.header.checksum)
+    fd = Files().open_read(segment.path)
+    try:
+        for frame in walk_frames(Window(Files(), fd), segment, first, runs.append if in_runs else None):
+            if frame is None:
+                break
+            check_records(frame, segment.path)
+            frames.append(frame)
+    except BadFrameError as error:
+        return frames, runs, (error.byte_offset, error.lsn, error.reason, error.header, error.foreign)
+    except (LogCorruptError, UnknownEventError) as error:
+        return frames, runs, (type(error), str(error))
+    finally:
+        Files().close(fd)
+    return frames, runs, None
+
+
+def test_frames_that_are_verified_together_are_those_that_are_verified_one_by_one(tmp_path: Path) -> None:
+    segment, places = _small_frames(tmp_path)
+    one_by_one, _, bad = _walk(segment)
+    rest, (run,), bad_in_runs = _walk(segment, in_runs=True)
+    assert bad == bad_in_runs
+    assert run.ends.tolist() == [
+        frame.byte_offset + frame.total_bytes for frame in one_by_one[:39]
+    ]  # no more: 3 events
+    assert [run.place_after(n - 1) for n in range(40)] == places[:40]
+    assert run.durable_lsns.tolist() == [frame.header.durable_lsn for frame in one_by_one[:39]]
+    assert run.end == places[39]
+    assert [frame[:3] for frame in rest] == [frame[:3] for frame in one_by_one[39:]]
+
+
+def test_damage_among_frames_that_are_verified_together_is_found_where_it_is(tmp_path: Path) -> None:
+    """In each byte of a header and of the record's own, some of the content and of the padding."""
+    segment, places = _small_frames(tmp_path)
+    start, stop = places[25].byte_offset, places[26].byte_offset
+    good = segment.path.read_bytes()
+    for byte_offset in (*range(start, start + 64 + 36), start + 64 + 50, stop - 1):
+        for bit in (0, 7):
+            flip(segment.path, byte_offset, bit)
+            _, _, bad = _walk(segment)
+            frames, (run,), bad_in_runs = _walk(segment, in_runs=True)
+            assert bad is not None
+            assert bad == bad_in_runs, byte_offset - start
+            assert run.end == places[24]
+            assert [frame.byte_offset for frame in frames] == [places[24].byte_offset]
+            segment.path.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": FrameKind.CLOSE},
+        {"kind": 9},
+        {"event_count": 0},
+        {"event_count": 2},
+        {"first_lsn": 26 + 1},
+        {"previous_checksum": 1},
+        {"salt": 1},
+        {"code": 99},
+        {"schema_version": 2},
+        {"flags": 1},
+        {"length": 1},
+        {"length": -1},
+    ],
+    ids=str,
+)
+def test_a_frame_whose_checksums_hold_and_that_is_wrong_is_not_verified_with_others(
+    tmp_path: Path, wrong: dict[str, int]
+) -> None:
+    segment, places = _small_frames(tmp_path)
+    record = bytearray(encode_records([1], [encode_event(added(25, "z" * 25))], bytes(16), 1))
+    length, code, version, flags = struct.unpack_from("<I4xHBB", record)
+    record[:4] = struct.pack("<I", length + wrong.get("length", 0))
+    record[8:12] = struct.pack(
+        "<HBB", wrong.get("code", code), wrong.get("schema_version", version), wrong.get("flags", flags)
+    )
+    header = {"kind": FrameKind.EVENTS, "event_count": 1, "first_lsn": 26, "salt": segment.header.salt}
+    header |= {"previous_checksum": places[25].previous_checksum}
+    data, checksum = build_frame(
+        [record],
+        **{name: wrong.get(name, value) for name, value in header.items()},
+        flags=1,
+        durable_lsn=25,
+        byte_offset=places[25].byte_offset,
+    )
+    assert places[25].byte_offset + len(data) == places[26].byte_offset
+    with segment.path.open("r+b") as file:
+        file.seek(places[25].byte_offset)
+        file.write(data)
+    _, _, bad = _walk(segment)
+    _, (run,), bad_in_runs = _walk(segment, in_runs=True)
+    assert bad == bad_in_runs
+    assert bad is not None
+    assert run.end == places[24]
+    assert checksum != places[26].previous_checksum  # so it ends there or at the next, with either
