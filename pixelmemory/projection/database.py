@@ -25,6 +25,7 @@ __all__ = [
     "empty_pixeltable_logs",
     "first_line",
     "is_infrastructure_error",
+    "is_missing_table",
     "revive_server",
     "start_pixeltable",
 ]
@@ -268,19 +269,19 @@ def is_infrastructure_error(error: BaseException) -> bool:
             return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES
         if isinstance(cause, (OSError, MemoryError, ProjectionUnavailableError)):
             return True
-        if _is_missing_table(cause):
+        if is_missing_table(cause):
             return True
         cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
     return False
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, without the lines in which PostgreSQL quotes the row and SQLAlchemy the parameters."""
+    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's."""
     lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    return f"{type(error).__name__}: {lines[0].partition(' in row {')[0]}"
 
 
-def _is_missing_table(error: BaseException) -> bool:
+def is_missing_table(error: BaseException) -> bool:
     """A table or column of ours that is gone: every row would fail, so no row is to blame."""
     from pixeltable import exceptions as excs
 

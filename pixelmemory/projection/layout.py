@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -213,23 +213,26 @@ class TableSet:
             self._store_tables[name] = found
         return found
 
-    def damage(self, names: Iterable[str]) -> str | None:
+    def damage(self, names: Collection[str]) -> str | None:
         """What of our own is missing in the tables ``names``, for a person; None if nothing is.
 
         A table or column that was dropped or renamed makes every write fail, and no event is to blame for that.
         """
-        for name in names:
+        for name in (*names, "state", "registry", "dead_letters"):
             self._handles.pop(name, None)
             try:
                 table = self.table(name)
             except excs.NotFoundError:
                 return f"table {self.path}/{name} is gone"
-            missing = set(self._columns()) - set(table.get_metadata()["columns"])
+            self._store_tables.pop(name, None)  # what was put back is another one
+            if name not in names:
+                continue
+            missing = set(self.columns()) - set(table.get_metadata()["columns"])
             if missing:
                 return f"table {self.path}/{name} has lost its columns {', '.join(sorted(missing))}"
         return None
 
-    def _columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Any]:
         """The columns of a table of memories, with their types."""
         columns: dict[str, Any] = {"memory_id": pxt.Required[pxt.UUID]}
         if self.shared:
@@ -270,7 +273,7 @@ class TableSet:
         fault_point("table.before_create")
         pxt.drop_table(path, force=True, if_not_exists="ignore")
         key = ["namespace_key", "memory_id"] if self.shared else ["memory_id"]
-        table = pxt.create_table(path, self._columns(), primary_key=key)
+        table = pxt.create_table(path, self.columns(), primary_key=key)
         fault_point("table.after_create")
         dimensions = self.state.dimensions
         if dimensions is not None:

@@ -29,7 +29,7 @@ from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
-from pixelmemory.projection.database import first_line, is_infrastructure_error
+from pixelmemory.projection.database import first_line, is_infrastructure_error, is_missing_table
 from pixelmemory.projection.fold import Change
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
@@ -396,10 +396,12 @@ class Projector:
             )
             fault_point("projector.apply.after")
         except Exception as error:
-            if is_infrastructure_error(error):
+            if is_infrastructure_error(error) and not is_missing_table(error):
                 raise
             if (damage := self._tables.damage(self._names(changes))) is not None:
                 raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
+            if is_infrastructure_error(error):
+                raise
             _logger.warning("a batch was refused (%s): looking for the event that causes it", first_line(error))
             fault_point("projector.bisect.before")
             dead += apply_what_can_be(self._writer, changes, batch.vectors)

@@ -5,6 +5,7 @@ Filters are evaluated here in Python, before the limit: the public API has no wa
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 import operator
@@ -15,14 +16,28 @@ from typing import Any
 import msgspec
 import numpy as np
 import pixeltable as pxt
+from pixeltable import exceptions as excs
 
+from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.filters import equal, matches
 from pixelmemory.projection import store_sql
+from pixelmemory.projection.database import first_line
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
 from pixelmemory.values import decode_metadata, memory_key
 
 __all__ = ["PublicReads"]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell what it means that a table or column of the projection is gone."""
+    try:
+        yield
+    except (excs.NotFoundError, AttributeError) as error:
+        raise ProjectionUnavailableError(
+            f"a table or column of the projection is gone ({first_line(error)}); put it back, or rebuild the projection"
+        ) from error
 
 
 class PublicReads:
@@ -35,6 +50,7 @@ class PublicReads:
         """Nothing is held."""
 
     @store_sql.thread_released()
+    @_told()
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         handle = self._tables.table(table)
@@ -43,6 +59,7 @@ class PublicReads:
         return rows[0] if rows else None
 
     @store_sql.thread_released()
+    @_told()
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         handle = self._tables.table(table)
@@ -50,12 +67,14 @@ class PublicReads:
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
 
     @store_sql.thread_released()
+    @_told()
     def count(self, table: str, namespace: str) -> int:
         """How many live rows ``namespace`` has."""
         handle = self._tables.table(table)
         return int(self._scope(handle, namespace).count())
 
     @store_sql.thread_released()
+    @_told()
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)
