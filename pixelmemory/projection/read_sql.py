@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psycopg
+from psycopg.types.string import BytesBinaryDumper
 
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.projection.database import connection_string, is_infrastructure_error, revive_server
@@ -31,8 +33,9 @@ __all__ = ["SqlReads"]
 #: rows up to which a filtered search scans exactly although a graph exists
 EXACT_ROWS_MAX = 10_000
 
+#: loads pgvector, whose settings follow (LOAD would need a superuser), and tells the id of its type
+_VECTOR = "SELECT '[1]'::vector"
 _SESSION = (
-    "SELECT '[1]'::vector",  # loads pgvector, whose settings follow; LOAD would need a superuser
     "SET hnsw.iterative_scan = strict_order",
     "SET hnsw.ef_search = 200",
     "SET hnsw.max_scan_tuples = 200000",
@@ -60,6 +63,7 @@ class _Connections:
                 connection_string(), autocommit=True, application_name="pixelmemory", options="-c timezone=UTC"
             )
             try:
+                _let_vectors_be_sent(connection)
                 for statement in _SESSION:
                     connection.execute(statement)
             except BaseException:
@@ -131,32 +135,52 @@ class SqlReads:
         where, parameters = self._conditions(physical, search)
         parameters["limit"] = min(search.limit, 2**62)
         if search.vector is None:
-            columns = physical.columns
-            newest = f"{columns['timestamp']} DESC NULLS LAST, {columns['lsn']} DESC NULLS LAST, {columns['memory_id']}"
-            rows = self._run(
-                f"SELECT {_columns(physical)} FROM {physical.name} WHERE {where} ORDER BY {newest} LIMIT %(limit)s",
-                parameters,
-            )
-            return [row_of(*row) for row in rows]
+            return [row_of(*row) for row in self._newest(physical, where, parameters)]
         if physical.vector is None:
             raise ProjectionUnavailableError(f"the embedding index of table {table} is gone; rebuild the projection")
-        parameters["vector"] = _vector_text(search.vector)
+        parameters["vector"] = _Vector(search.vector)
+        bound = search.min_score
         if self._has_graph(table) and not self._few(physical, search, where, parameters):
             rows = self._nearest(physical, where, parameters, exact=False)
             if len(rows) >= search.limit:
-                return [row_of(*row) for row in rows]
-        return [row_of(*row) for row in self._nearest(physical, where, parameters, exact=True)]
+                return [row_of(*row) for row in rows if bound is None or row[-1] >= bound]
+        return [row_of(*row) for row in self._nearest(physical, where, parameters, exact=True, min_score=bound)]
 
-    def _nearest(self, table: StoreTable, where: str, parameters: dict[str, Any], *, exact: bool) -> list[Any]:
-        distance = f"({table.vector} <=> %(vector)s::{table.vector_type})"
-        # an ORDER BY that is no bare operator cannot be served by the graph
-        ties = f"{table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
-        order = f"{distance} + 0, {ties}" if exact else distance
+    def _nearest(
+        self,
+        table: StoreTable,
+        where: str,
+        parameters: dict[str, Any],
+        *,
+        exact: bool,
+        min_score: float | None = None,
+    ) -> list[Any]:
+        distance, order = f"{table.vector} <=> %(vector)s::{table.vector_type}", "distance"
+        if exact:  # an ORDER BY that is no bare operator cannot be served by the graph
+            distance = f"({distance}) + 0"
+            order += f", {table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
+        kept = "distance IS NOT NULL"  # rows without a vector come last
+        if min_score is not None:
+            kept += " AND 1 - distance >= %(min_score)s"
+            parameters = {**parameters, "min_score": min_score}
         return self._run(
-            f"SELECT {_columns(table)}, 1 - {distance} FROM {table.name} "
-            f"WHERE {where} ORDER BY {order} LIMIT %(limit)s",
+            f"SELECT {_columns(table)}, 1 - distance FROM "
+            f"({self._first(table, where, order, f'{distance} AS distance')}) AS nearest WHERE {kept} ORDER BY {order}",
             parameters,
         )
+
+    def _newest(self, table: StoreTable, where: str, parameters: dict[str, Any]) -> list[Any]:
+        column = table.columns
+        order = f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
+        return self._run(
+            f"SELECT {_columns(table)} FROM ({self._first(table, where, order)}) AS newest ORDER BY {order}", parameters
+        )
+
+    def _first(self, table: StoreTable, where: str, order: str, *more: str) -> str:
+        """A subquery of the first rows in ``order``. What only results need is made outside, of these rows alone: to
+        parse the metadata of every row that is looked at takes twice as long as their distances."""
+        columns = ", ".join([*(table.columns[name] for name in _READ), *more])
+        return f"SELECT {columns} FROM {table.name} WHERE {where} ORDER BY {order} LIMIT %(limit)s"
 
     def _few(self, table: StoreTable, search: Search, where: str, parameters: dict[str, Any]) -> bool:
         """Whether the conditions leave so few rows that an exact scan of them is cheap."""
@@ -192,11 +216,6 @@ class SqlReads:
         if search.end is not None:
             conditions.append(f"{column['timestamp']} <= %(end)s")
             parameters["end"] = search.end
-        if search.vector is not None:
-            conditions.append(f"{table.vector} IS NOT NULL")
-            if search.min_score is not None:
-                conditions.append(f"1 - ({table.vector} <=> %(vector)s::{table.vector_type}) >= %(min_score)s")
-                parameters["min_score"] = search.min_score
         return " AND ".join(conditions), parameters
 
     def _run(self, statement: str, parameters: dict[str, Any]) -> list[Any]:
@@ -226,6 +245,10 @@ class SqlReads:
             connection.close()
 
 
+#: the columns that results are made of, and ordered by
+_READ = ("id_text", "memory_id", "content", "metadata", "metadata_text", "timestamp", "lsn")
+
+
 def _columns(table: StoreTable) -> str:
     column = table.columns
     text, value = column["metadata_text"], column["metadata"]
@@ -234,5 +257,15 @@ def _columns(table: StoreTable) -> str:
     return f"{column['id_text']}, {column['memory_id']}, {column['content']}, {metadata}, {column['timestamp']}"
 
 
-def _vector_text(vector: np.ndarray) -> str:
-    return "[" + ",".join(map(repr, vector.astype(np.float32).tolist())) + "]"
+class _Vector(bytes):
+    """A query's vector as pgvector receives it: as text it took 0.2 ms to write."""
+
+    def __new__(cls, vector: np.ndarray) -> Self:
+        return super().__new__(cls, struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes())
+
+
+def _let_vectors_be_sent(connection: psycopg.Connection[Any]) -> None:
+    description = connection.execute(_VECTOR).description
+    assert description is not None
+    oid = description[0].type_code
+    connection.adapters.register_dumper(_Vector, type("VectorDumper", (BytesBinaryDumper,), {"oid": oid}))
