@@ -11,6 +11,7 @@ import signal
 import string
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +36,14 @@ def _random_text(length: int) -> str:
 
 
 class Canaries:
-    """Texts and vectors that stand nowhere else."""
+    """Texts and vectors that stand nowhere else.
+
+    Attributes:
+        made_at_ns: no file that was last written before holds any of them.
+    """
 
     def __init__(self) -> None:
+        self.made_at_ns = time.time_ns() - 2 * 10**9  # file systems may tell time in whole seconds
         self.texts = {
             name: _random_text(12)
             for name in ("content", "metadata", "first metadata", "id", "dead id", "dead content")
@@ -70,6 +76,8 @@ def found_on_disk(canaries: Canaries, only: Collection[str] = ()) -> dict[str, l
     found: dict[str, list[str]] = {}
     for path in sorted(path for path in home.rglob("*") if path.is_file()):
         with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime_ns < canaries.made_at_ns:
+                continue
             data = _without_empty_pages(path.read_bytes())
             for name, each in needles.items():
                 if any(needle in data for needle in each):
