@@ -89,15 +89,15 @@ def test_what_was_deleted_long_ago_can_be_erased(open_memory: OpenMemory, tmp_pa
 
 
 def test_an_id_of_another_namespace_stays(open_memory: OpenMemory) -> None:
-    memory = open_memory()
-    for namespace in ("a", "b"):
-        memory.add_entry(f"text of {namespace}", namespace, memory_id="same")
-    assert memory.erase_memory("same", "a")
-    assert memory.get_memory("same", "a") is None
-    record = memory.get_memory("same", "b")
-    assert record is not None
-    assert record["content"] == "text of b"
-    assert not memory.erase_memory("same", "never held anything")
+    with open_memory() as memory:
+        for namespace in ("a", "b"):
+            memory.add_entry(f"text of {namespace}", namespace, memory_id="same")
+        assert memory.erase_memory("same", "a")
+        assert not memory.erase_memory("same", "never held anything")
+        found = [_all(memory, "a", "b")]
+    with open_memory(rebuild=True) as memory:  # in the log as well as in the table
+        found.append(_all(memory, "a", "b"))
+    assert [[record["content"] for record in each] for each in found] == [["text of b"]] * 2
 
 
 @pytest.mark.parametrize("layout", Layout)
