@@ -25,6 +25,7 @@ from pixelmemory.projection.copy_rows import copied_inserts
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.fold import Change
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
+from pixelmemory.projection.plain_rows import PlainTables
 from pixelmemory.values import decode_metadata, from_timestamp, memory_key
 
 __all__ = ["DeadLetter", "TableWriter", "Vectors", "letters_of"]
@@ -56,6 +57,7 @@ class TableWriter:
     def __init__(self, tables: TableSet, source: VectorSource) -> None:
         self._tables = tables
         self._source = source
+        self._plain = PlainTables(tables)
 
     def prepare(self, changes: Sequence[Change]) -> None:
         """Make the tables that ``changes`` need; tables cannot be made inside a transaction."""
@@ -138,7 +140,7 @@ class TableWriter:
         table = self._tables.table(name)
         # a memory that is added and deleted within the batch leaves no change, and may have been inserted before
         self._delete(table, [c for c in changes if c.delete or (replace and not c.patch)])
-        self._insert(table, [c for c in changes if c.insert], vectors)
+        self._insert(connection, table, [c for c in changes if c.insert], vectors)
         patches = [c for c in changes if c.patch]
         if not patches:
             return []
@@ -187,7 +189,11 @@ class TableWriter:
             for predicate in self._predicates(table, changes):
                 table.delete(predicate)
 
-    def _insert(self, table: pxt.Table, changes: Sequence[Change], vectors: Vectors) -> None:
+    def _insert(
+        self, connection: sql.Connection | None, table: pxt.Table, changes: Sequence[Change], vectors: Vectors
+    ) -> None:
+        if not changes or (connection is not None and self._plain.insert(connection, table, changes, vectors)):
+            return
         for group, prepared in self._rounds(changes, vectors):
             rows = [self._row(change) for change in group]
             with self._source.prepared(prepared), self._fast(table):

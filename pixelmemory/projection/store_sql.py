@@ -1,4 +1,4 @@
-"""Every use of Pixeltable's internals but two: inserts by COPY (``copy_rows``) and its start (``database``).
+"""Every use of Pixeltable's internals but inserts by COPY (``plain_rows``, ``copy_rows``) and its start (``database``).
 
 Pixeltable's fluent API costs 30 to 60 ms a query and one transaction a call; the same SQL on the tables that it keeps
 costs a millisecond. What is used here, and nowhere else:
