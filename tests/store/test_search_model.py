@@ -481,6 +481,15 @@ def test_beside_the_graph_large_limits_are_exact(large: Large) -> None:
     assert [m["memory_id"] for m in found] == bounded
 
 
+def test_beside_the_graph_min_score_drops_the_tail_alone(large: Large) -> None:
+    for target in targets(10):
+        found = large.mem.search("large", vector=target, limit=20)
+        for kept in (1, 7, 20):
+            least = found[kept - 1]["similarity_score"]
+            assert large.mem.search("large", vector=target, limit=20, min_score=least) == found[:kept]
+        assert large.mem.search("large", vector=target, limit=20, min_score=1) == []
+
+
 def test_a_small_namespace_is_not_lost_in_a_large_graph(large: Large) -> None:
     mem, _ = large
     for target in targets(10):
