@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import anyio
 import msgspec
@@ -22,9 +26,11 @@ SIZES = {"tiny": (300, 1), "small": (2_000, 1), "full": (10_000, 3)}
 class Rebuilt(msgspec.Struct):
     rows: int
     rounds: int
-    #: from the call that opens until everything is visible, less a plain open
+    #: from the projector's start until everything is visible, less the making of the table: that of the store with
+    #: vectors given, which this is beside, is there before its time begins as well
     rebuild_per_second: float
-    plain_open_seconds: float
+    #: of the whole call that opens: with Pixeltable's tables dropped and made
+    open_seconds: float
     given_per_second: float
     #: contents that the embedder was called with during the rebuilds
     embedder_calls: int
@@ -37,12 +43,49 @@ class Rebuilt(msgspec.Struct):
                 name=f"rebuild with cached vectors, embedder calls: {self.embedder_calls}",
                 measured=f"{self.rebuild_per_second:,.0f} rows/s",
                 baseline=f"vectors given: {self.given_per_second:,.0f} rows/s",
-                sizes=f"{self.rows} rows, {self.rounds} rounds, less a plain open of {self.plain_open_seconds:.2f} s",
+                sizes=f"{self.rows} rows, {self.rounds} rounds, the whole open: {self.open_seconds:.2f} s",
                 ratio=ratio,
                 wanted=">= 0.8 x, 0 calls",
                 met=ratio >= 0.8 and self.embedder_calls == 0,
             )
         ]
+
+
+class ProjectorClock:
+    """Since the projector was started, less what it took to make tables."""
+
+    def __init__(self) -> None:
+        self.started = math.nan
+        self.making_seconds = 0.0
+
+    def seconds(self) -> float:
+        seconds = time.perf_counter() - self.started - self.making_seconds
+        check(seconds > 0, "the projector was not started, or made no table")
+        return seconds
+
+
+@contextmanager
+def projector_clock() -> Iterator[ProjectorClock]:
+    """A clock for the store that is opened in the block."""
+    from pixelmemory.projection.layout import TableSet
+    from pixelmemory.projection.projector import Projector
+
+    clock = ProjectorClock()
+    start, create = Projector.start, TableSet.create
+
+    def timed_start(projector: Projector) -> None:
+        clock.started = time.perf_counter()
+        start(projector)
+
+    def timed_create(tables: TableSet, namespace: str) -> str:
+        started = time.perf_counter()
+        try:
+            return create(tables, namespace)
+        finally:
+            clock.making_seconds += time.perf_counter() - started
+
+    with patch.object(Projector, "start", timed_start), patch.object(TableSet, "create", timed_create):
+        yield clock
 
 
 async def measure(place: Place) -> Rebuilt:
@@ -67,23 +110,21 @@ async def measure(place: Place) -> Rebuilt:
         say(f"round {turn + 1} of {rounds}, {rows} rows")
         pixeltable_direct.embedded_texts.clear()
         started = time.perf_counter()
-        async with AsyncMemory(name, None, config, options=place.options()) as mem:
-            await mem.flush()
-            opens.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        async with AsyncMemory(name, None, config, options=place.options(rebuild=True)) as mem:
-            await mem.flush()
-            ours.append(rows / max(time.perf_counter() - started - opens[-1], 1e-9))
-            check(await mem.count("all") == rows, "not every row is there")
-            found = [each["metadata"]["n"] for each in await mem.search("all", vector=corpus.queries[0], limit=10)]
-            check(data.recall(data.exact(corpus, corpus.queries[0]), found, 10) >= 0.9, "the nearest are not found")
+        with projector_clock() as clock:
+            async with AsyncMemory(name, None, config, options=place.options(rebuild=True)) as mem:
+                await mem.flush()
+                ours.append(rows / clock.seconds())
+                opens.append(time.perf_counter() - started)
+                check(await mem.count("all") == rows, "not every row is there")
+                found = [each["metadata"]["n"] for each in await mem.search("all", vector=corpus.queries[0], limit=10)]
+                check(data.recall(data.exact(corpus, corpus.queries[0]), found, 10) >= 0.9, "the nearest are not found")
         calls += sum(text in set(corpus.contents) for text in pixeltable_direct.embedded_texts)
         beside.append(await given_rate(place, corpus))
     return Rebuilt(
         rows=rows,
         rounds=rounds,
         rebuild_per_second=statistics.median(ours),
-        plain_open_seconds=statistics.median(opens),
+        open_seconds=statistics.median(opens),
         given_per_second=statistics.median(beside),
         embedder_calls=calls,
     )
