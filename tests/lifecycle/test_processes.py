@@ -190,15 +190,18 @@ def test_ctrl_c_cancels_the_call_and_tears_nothing(tmp_path: Path, store_name: s
         memory = open_memory(home, name)
         acknowledged, interrupted, interrupts = [], [], 0
         source = random.Random(1)
-        armed, stop = threading.Event(), threading.Event()
+        armed, seen, stop = threading.Event(), threading.Event(), threading.Event()
 
         def press_keys():
             while not stop.is_set():
                 armed.wait()
                 armed.clear()
+                seen.clear()
                 time.sleep(source.random() * 0.004)
-                if not stop.is_set():
+                while not stop.is_set():
                     os.kill(os.getpid(), signal.SIGINT)
+                    if seen.wait(5):  # else Python has dropped it, as it does in a finalizer
+                        break
 
         keys = threading.Thread(target=press_keys, daemon=True)
         keys.start()
@@ -215,6 +218,7 @@ def test_ctrl_c_cancels_the_call_and_tears_nothing(tmp_path: Path, store_name: s
                     number += 1
                     ids = [f"{number}-{n}" for n in range(number % 4 + 1)]
             except KeyboardInterrupt:
+                seen.set()
                 interrupts += 1
                 if ids not in acknowledged:
                     interrupted.append(ids)
