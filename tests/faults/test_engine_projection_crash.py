@@ -16,6 +16,7 @@ from engine_oracle import check_store, events_of
 from engine_poison import let_poison_in
 from engine_tools import open_memory
 from fault_report import FaultReport, Verdict, timed_rounds
+from pixeltable.exceptions import NotFoundError
 
 from pixelmemory.projection.projector import PROJECTOR_FAULT_POINTS
 
@@ -30,8 +31,8 @@ def forked() -> Iterator[Lives]:
 
 
 def _mend(name: str) -> None:
-    """Let the poison in, where the kill came before the life did so itself."""
-    with contextlib.suppress(psycopg.errors.UndefinedObject, ValueError):
+    """Let the poison in, where the kill came before the life did so itself, and left a table."""
+    with contextlib.suppress(psycopg.errors.UndefinedObject, ValueError, NotFoundError):
         let_poison_in(name, "a")
 
 
