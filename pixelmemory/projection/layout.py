@@ -294,7 +294,9 @@ class TableSet:
     def _create_indexes(self, table: StoreTable, typed: Mapping[str, ColumnKind]) -> None:
         column = table.columns
         prefix = f"{column['namespace_key']}, " if self.shared else ""
-        store_sql.create_index(table, "metadata", f"gin ({column['metadata']} jsonb_path_ops)")
+        # every search walks what inserts have left to be sorted in: by default up to 4 MB of it
+        gin = f"gin ({column['metadata']} jsonb_path_ops) WITH (gin_pending_list_limit = 128)"
+        store_sql.create_index(table, "metadata", gin)
         newest = f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST"
         store_sql.create_index(table, "newest", f"btree ({prefix}{newest})")
         for name, kind in typed.items():
