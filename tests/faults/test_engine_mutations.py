@@ -433,9 +433,9 @@ MUTATIONS = (
     Mutation(
         "the filter comes after the limit",
         "projection/read_sql",
-        'f"SELECT {_columns(physical)} FROM {physical.name} WHERE {where} ORDER BY',
-        'f"SELECT {_columns(physical)} FROM (SELECT * FROM {physical.name} WHERE {LIVE} ORDER BY {newest} '
-        "LIMIT %(limit)s) AS few WHERE {where} ORDER BY",
+        "FROM {table.name} WHERE {where} ORDER BY {order} LIMIT",
+        "FROM (SELECT * FROM {table.name} WHERE {LIVE} ORDER BY {order} LIMIT %(limit)s) AS few WHERE {where} "
+        "ORDER BY {order} LIMIT",
         (f"{SEARCH}filters_are_applied_before_the_limit",),
     ),
     Mutation(

@@ -200,7 +200,7 @@ def test_ctrl_c_cancels_the_call_and_tears_nothing(tmp_path: Path, store_name: s
                 time.sleep(source.random() * 0.004)
                 while not stop.is_set():
                     os.kill(os.getpid(), signal.SIGINT)
-                    if seen.wait(5):  # else Python has dropped it, as it does in a finalizer
+                    if seen.wait(1):  # else Python has dropped it, as it does in a finalizer
                         break
 
         keys = threading.Thread(target=press_keys, daemon=True)
