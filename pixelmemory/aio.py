@@ -42,9 +42,9 @@ __all__ = ["AsyncMemory", "Consistency"]
 
 DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
+
 #: memories that are deleted at once while a namespace is erased
 ERASED_PAGE = 1000
-
 #: entries of one call that are checked before other tasks get their turn
 CHECKED_AT_ONCE = 200
 
@@ -428,7 +428,8 @@ class AsyncMemory:
         checked_namespace = check_namespace(namespace, engine.options)
         store.projection.check_erasable()
         while found := await self.search(checked_namespace, limit=ERASED_PAGE):
-            await self.delete_memories([record["memory_id"] for record in found], checked_namespace)
+            if not await self.delete_memories([record["memory_id"] for record in found], checked_namespace):
+                break  # rows of the user's that no id of ours names: they go with the others' past
         return await engine.erase(checked_namespace, None)
 
     async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:

@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import wait
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,8 @@ _logger = logging.getLogger("pixelmemory")
 #: events in one read of the log, and the encoded bytes that end it
 READ_EVENTS = 4096
 READ_BYTES = 4 << 20
+#: how often a wait looks whether the store was closed
+CLOSED_SECONDS = 0.1
 #: texts that are taken out of the vector cache at once
 DISCARDED_TEXTS = 1000
 
@@ -77,9 +80,14 @@ class Maintenance:
         self.problem: str | None = None
 
     def close(self) -> None:
-        """Wait for what is under way; nothing begins afterwards. Idempotent."""
+        """End what is under way, and wait for that; nothing begins afterwards. Idempotent.
+
+        A compaction leaves the log as it was, and the next open finishes an erase. What it has asked of the database
+        runs to its end.
+        """
+        self._closed = True
         with self._lock:
-            self._closed = True
+            pass
 
     def resume(self) -> None:
         """Finish the erase that an earlier process began, if there is one. Before the projector is started.
@@ -175,7 +183,10 @@ class Maintenance:
 
     def _on_projector(self, erasure: Erasure) -> None:
         """On the projector's thread: nothing is applied meanwhile."""
-        self._projection.projector.request(lambda: self._projection.erase(erasure)).result()
+        done = self._projection.projector.request(lambda: self._projection.erase(erasure))
+        while not wait([done], CLOSED_SECONDS).done:  # a projector that cannot reach the database comes to it late
+            self._check_open()
+        done.result()
 
     def _discard_vectors(self, erasure: Erasure) -> None:
         self._discard(
@@ -216,6 +227,7 @@ class Maintenance:
     def _read(self, up_to_lsn: int) -> Iterator[StoredEvent]:
         next_lsn = self._log.first_lsn
         while next_lsn <= up_to_lsn:
+            self._check_open()
             events = self._log.read(next_lsn, events_max=READ_EVENTS, bytes_max=READ_BYTES)
             if not events:
                 return
@@ -226,7 +238,11 @@ class Maintenance:
             next_lsn = events[-1].lsn + 1
 
     def _rewrite(self, transform: Callable[[StoredEvent], Event], what: str) -> RewriteReport:
-        report = self._log.rewrite(transform)
+        def while_open(stored: StoredEvent) -> Event:
+            self._check_open()
+            return transform(stored)
+
+        report = self._log.rewrite(while_open)
         _logger.info(
             "%d events were %s: the log has %d bytes, and had %d",
             *(report.events_changed, what, report.bytes_after, report.bytes_before),

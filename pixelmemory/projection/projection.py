@@ -8,12 +8,17 @@ from concurrent.futures import wait
 
 import pixeltable as pxt
 
-from pixelmemory.errors import CheckpointAheadError, ProjectionMismatchError, ProjectionUnavailableError
+from pixelmemory.errors import (
+    CheckpointAheadError,
+    PixelmemoryError,
+    ProjectionMismatchError,
+    ProjectionUnavailableError,
+)
 from pixelmemory.log import Erasure, Log
 from pixelmemory.options import Options
 from pixelmemory.projection import embed, store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter
-from pixelmemory.projection.database import ProjectionGuard, revive_server
+from pixelmemory.projection.database import ProjectionGuard, first_line, revive_server
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
@@ -167,7 +172,12 @@ class Projection:
         Raises:
             ProjectionError: something of it could not be removed; doing it again goes on with it.
         """
-        self.projector.forget_dead_letters(erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)
+        try:
+            self.projector.forget_dead_letters(erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)
+        except PixelmemoryError:
+            raise
+        except Exception as error:
+            raise ProjectionUnavailableError(f"dead letters could not be erased: {first_line(error)}") from error
         purge(self.tables, erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)
         scrub(self.tables, erasure.namespace)
 

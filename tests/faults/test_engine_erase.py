@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 import msgspec
 import numpy as np
 import pytest
@@ -21,7 +25,7 @@ from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
 from pixelmemory.cli import main
-from pixelmemory.log import FAULT_POINTS, Erasure, Manifest
+from pixelmemory.log import FAULT_POINTS, Erasure, Manifest, set_fault_hook
 from pixelmemory.maintenance import MAINTENANCE_FAULT_POINTS
 from pixelmemory.projection.database import connection_string
 from pixelmemory.projection.purge import PURGE_FAULT_POINTS
@@ -115,6 +119,66 @@ def test_a_namespace_is_erased_whole(layout: Layout, open_memory: OpenMemory, tm
     assert not _hits(tmp_path / store_name, "private")
     with open_memory(layout=layout, rebuild=True) as memory:
         assert _all(memory, "user 1", "user 2") == before
+
+
+def test_a_namespace_with_rows_that_no_id_names_is_erased_too(open_memory: OpenMemory) -> None:
+    """A user's row under a key that ids map to is searched and not found by its id."""
+    memory = open_memory()
+    memory.add_entry("ours", "a")
+    memory.get_namespace_table("a").insert(
+        [{"memory_id": uuid.uuid5(uuid.NAMESPACE_DNS, "theirs"), "content": "theirs"}]
+    )
+    assert memory.count("a") == 2
+    memory.erase_namespace("a")
+    assert memory.search("a") == []
+    assert memory.health().ok
+
+
+@pytest.mark.anyio
+async def test_a_close_does_not_wait_for_a_projector_that_is_stuck(tmp_path: Path, store_name: str) -> None:
+    """The erase that waits for it ends, and the next open finishes it."""
+    memory = async_memory(tmp_path, store_name)
+    await memory._open()
+    await memory.add_entry("a secret", memory_id="one", embedding=vector(1))
+    engine = memory._engine
+    assert engine is not None
+    projector = engine.store().projection.projector
+    held, go_on = threading.Event(), threading.Event()
+
+    def hook(name: str) -> None:  # on the thread that erases
+        if name == "erase.after_quarantine":
+            projector.request(lambda: (held.set(), go_on.wait()))
+            held.wait()
+
+    ended: list[str] = []
+
+    async def erase() -> None:
+        try:
+            await memory.erase_memory("one")
+        except StoreClosedError:
+            ended.append("closed")
+            go_on.set()
+
+    set_fault_hook(hook)
+    try:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(erase)
+                await anyio.to_thread.run_sync(held.wait, abandon_on_cancel=True)
+                await memory.aclose()
+    finally:
+        go_on.set()
+        set_fault_hook(None)
+    assert ended == ["closed"]
+    manifest = Manifest.load(tmp_path / store_name)
+    assert manifest is not None
+    assert manifest.erasing is not None
+    async with async_memory(tmp_path, store_name) as memory:
+        assert (await memory.health()).ok
+        assert await memory.count() == 0
+    manifest = Manifest.load(tmp_path / store_name)
+    assert manifest is not None
+    assert manifest.erasing is None
 
 
 def test_vectors_leave_the_cache_and_the_quarantine_is_emptied(
