@@ -106,11 +106,13 @@ def open_store(
     on_commit: Callable[[Sequence[Append]], None],
     on_watermark: Callable[[int], None],
     files: Files | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> OpenStore:
     """Open, or make, the store ``name``. The projector is not started yet.
 
     Args:
         files: the file operations of the log and the manifest; for tests.
+        check: called between steps and while waiting; what it raises ends the open.
 
     Raises:
         InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
@@ -140,7 +142,7 @@ def open_store(
         reembedded = _check_embedding(manifest, embedding, options)
         if reembedded and store.embedder is None and store.dimensions is not None:
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
-        _start_pixeltable(store.dimensions, options)
+        _start_pixeltable(store.dimensions, options, check)
         manifest = _renewed(manifest, embedding, store.dimensions, options)
         manifest.save(folder, files)
         store.log = Log.open(
@@ -214,11 +216,15 @@ def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, 
     )
 
 
-def _start_pixeltable(dimensions: int | None, options: Options) -> None:
+def _start_pixeltable(dimensions: int | None, options: Options, check: Callable[[], None]) -> None:
     """Start Pixeltable, and see whether it can index the vectors: before anything says what the store is made with."""
     from pixelmemory.projection.database import start_pixeltable
 
-    start_pixeltable(keep_http_server=options.keep_pixeltable_http_server)
+    start_pixeltable(
+        keep_http_server=options.keep_pixeltable_http_server,
+        timeout_seconds=options.database_timeout_seconds,
+        check=check,
+    )
     from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16
 
     if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
@@ -250,6 +256,7 @@ def _open_projection(
 
     store.projection = Projection.open(
         store.name,
+        manifest.store_id,
         ProjectionState(
             store_id=str(manifest.history_id or manifest.store_id),
             layout=options.layout.value,

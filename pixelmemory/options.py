@@ -111,10 +111,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     wait_timeout_seconds: float = 60.0
     #: threads that read at the same time
     reader_threads_max: int = 4
+    #: connections to the database that the reads of all stores of this process have in use at the same time
+    connections_max: int = 16
+    #: how long a connection is kept that nobody uses
+    connection_idle_seconds: float = 30.0
     #: use prepared SQL on Pixeltable's store tables for hot reads; False forces Pixeltable's public API
     direct_sql: bool = True
 
     # -- Pixeltable
+    #: how long to wait for the database: for its start, here or in another process, and for a connection to it
+    database_timeout_seconds: float = 60.0
     #: keep the HTTP server that Pixeltable opens on loopback (it serves the whole file system to any local user)
     keep_pixeltable_http_server: bool = False
     #: show a progress bar on stderr while a projection is rebuilt
@@ -152,6 +158,8 @@ _MINIMUM: dict[str, float] = {
     "retry_seconds_max": 0.001,
     "graph_rows_min": 0,
     "wait_timeout_seconds": 0.0,
+    "connection_idle_seconds": 0.1,
+    "database_timeout_seconds": 0.0,
 }
 
 #: largest accepted value of each number that has one

@@ -44,9 +44,9 @@ Vectors and typed columns are not compared. The store may be open elsewhere; the
 tables as they were at one moment. It may be damaged, too.
 """
 _EPILOG = """\
-The tables are looked up in the Pixeltable of PIXELTABLE_HOME (default ~/.pixeltable), under pixelmemory/NAME, NAME
-being that of the store's folder. Set PIXELTABLE_HOME if the store is used with another; with --log-only no database is
-touched. Rows that were inserted directly through Pixeltable are counted, and are no fault.
+The tables are looked up in the Pixeltable of PIXELTABLE_HOME (default ~/.pixeltable), in the folder of pixelmemory/
+whose name ends with the store's id. Set PIXELTABLE_HOME if the store is used with another; with --log-only no database
+is touched. Rows that were inserted directly through Pixeltable are counted, and are no fault.
 
 examples:
   pixelmemory verify notes
@@ -296,8 +296,12 @@ def _open_projection(folder: Path, stack: ExitStack) -> tuple[ProjectionSnapshot
     """The tables as they are now, or why they cannot be read."""
     from pixelmemory.projection.comparison import open_snapshot
 
+    inspection = LogInspection(folder)
+    if inspection.store_id is None:
+        return None, "neither the MANIFEST nor the log tells which store this is"
+    history_id = None if inspection.manifest is None else inspection.manifest.history_id
     try:
-        return stack.enter_context(open_snapshot(folder.name)), None
+        return stack.enter_context(open_snapshot(folder.name, inspection.store_id, history_id)), None
     except ProjectionUnavailableError as error:
         return None, str(error)
 
@@ -315,7 +319,7 @@ def _look(
             inspection.epoch,
             owner_pid(folder),
             LogReport(),
-            f"pixelmemory/{folder.name}",
+            "pixelmemory" if snapshot is None else snapshot.path,
             reason=reason,
             erasing=inspection.manifest is not None and inspection.manifest.erasing is not None,
         )

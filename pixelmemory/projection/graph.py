@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 
 from pixelmemory.projection import store_sql
-from pixelmemory.projection.database import connection_string
+from pixelmemory.projection.connections import connect, shared
 from pixelmemory.projection.layout import TableSet
 from pixelmemory.projection.store_sql import LIVE, StoreTable
 
@@ -30,6 +30,8 @@ _logger = logging.getLogger("pixelmemory.projection")
 
 #: rows from which a table's statistics are worth taking
 ANALYZE_ROWS_MIN = 500
+#: one graph at a time in this process: a build takes what cores and connections there are
+_building = threading.Lock()
 
 
 class GraphKeeper:
@@ -56,7 +58,7 @@ class GraphKeeper:
 
     def start(self) -> None:
         """Learn which graphs there are, and start the builder."""
-        with psycopg.connect(connection_string(), autocommit=True) as connection:
+        with shared.connection() as connection:
             valid = connection.execute(
                 "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
                 "JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw' AND i.indisvalid"
@@ -121,7 +123,7 @@ class GraphKeeper:
                 self._work.put(name)
 
     def _count(self, table: StoreTable) -> int:
-        with psycopg.connect(connection_string(), autocommit=True) as connection:
+        with shared.connection() as connection:
             row = connection.execute(f"SELECT count(*) FROM {table.name} WHERE {LIVE}".encode()).fetchone()
             assert row is not None
             return int(row[0])
@@ -140,7 +142,7 @@ class GraphKeeper:
         table, rows = self._tables.store_table(name), self._rows[name]
         if rows >= self._rows_min and not self.has_graph(name) and not self._backlog:
             self._build(name, table)
-        with psycopg.connect(connection_string(), autocommit=True) as connection:
+        with shared.connection() as connection:
             connection.execute(f"ANALYZE {table.name}".encode())
         self._analyzed[name] = rows
 
@@ -148,7 +150,7 @@ class GraphKeeper:
         if table.graph_statement is None or table.graph is None:
             return
         _logger.info("building the graph of table %s", name)
-        with psycopg.connect(connection_string(), autocommit=True) as connection:
+        with _building, connect("pixelmemory graph") as connection:
             if _is_valid(connection, table.graph) is False:  # left by a kill, maybe still being built
                 connection.execute(
                     "SELECT pg_terminate_backend(p.pid) FROM pg_stat_progress_create_index p "

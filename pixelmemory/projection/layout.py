@@ -1,6 +1,7 @@
 """Which tables there are: one per namespace or one shared, the registry of them, the state row, the dead letters.
 
-Everything lives in Pixeltable under ``pixelmemory/<folder>``:
+Everything lives in Pixeltable under ``pixelmemory/<name>_<store id>``, since the same name in another home is another
+store:
 
 ``state``         one row: the store's id, the checkpoint, what the projection was made with
 ``registry``      one row a namespace: its key, its name, its table
@@ -30,7 +31,7 @@ from pixelmemory.projection.filter_sql import typed_index
 from pixelmemory.projection.store_sql import StoreTable
 from pixelmemory.schema import ColumnKind, Schema
 
-__all__ = ["INDEX_NAME", "ProjectionState", "TableSet", "folder_name", "namespace_key", "table_name"]
+__all__ = ["INDEX_NAME", "ProjectionState", "TableSet", "find_folder", "folder_name", "namespace_key", "table_name"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -70,8 +71,40 @@ def _slug(text: str, length: int) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_")
 
 
-def folder_name(store_name: str) -> str:
-    """The Pixeltable folder of a store: its name where that is a lower-case identifier, else a safe one."""
+def folder_name(store_name: str, store_id: uuid.UUID) -> str:
+    """The Pixeltable folder of a store: readable, and of this store alone."""
+    slug = _slug(store_name, 24)
+    if not slug[:1].isalpha():  # an identifier begins with a letter
+        slug = f"store_{slug}".rstrip("_")
+    return f"{slug}_{store_id.hex}"
+
+
+def find_folder(store_name: str, store_id: uuid.UUID, history_id: uuid.UUID | None = None) -> str | None:
+    """The folder that holds the projection of a store; None if there is none.
+
+    It has another name than :func:`folder_name` where the store was renamed, or made before a folder's name held the
+    store's id; then it is this store's only if its state says so.
+    """
+    try:
+        names = [path.rpartition("/")[2] for path in pxt.list_dirs(ROOT, recursive=False)]
+    except excs.NotFoundError:
+        return None
+    of_store = [name for name in names if name.endswith(f"_{store_id.hex}")]
+    if (wanted := folder_name(store_name, store_id)) in of_store or of_store:
+        return wanted if wanted in of_store else of_store[0]
+    legacy = legacy_folder_name(store_name)
+    if legacy not in names:
+        return None
+    try:
+        states = list(pxt.get_table(f"{ROOT}/{legacy}/state").select().collect())
+    except excs.NotFoundError:
+        return None
+    ids = {str(store_id), str(history_id)}
+    return legacy if any(row["store_id"] in ids for row in states) else None
+
+
+def legacy_folder_name(store_name: str) -> str:
+    """As version 0.1.0 named it: stores of one name in different homes shared a folder, and dropped each other's."""
     if re.fullmatch(r"[a-z][a-z0-9_]{0,62}", store_name):
         return store_name
     digest = hashlib.blake2b(store_name.encode(), digest_size=8).hexdigest()
@@ -124,6 +157,11 @@ class TableSet:
         row = rows[0]
         fields = {name: row[name] for name in ProjectionState.__struct_fields__}
         return ProjectionState(**fields), row["checkpoint_lsn"]
+
+    def adopt(self, folder: str) -> None:
+        """Give the projection in ``folder`` this one's place, with all that users added to it."""
+        _logger.info("the tables of the store move from %s/%s to %s", ROOT, folder, self.path)
+        pxt.move(f"{ROOT}/{folder}", self.path)
 
     def drop(self) -> None:
         """Delete the whole projection, with whatever users added to its tables."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 
@@ -18,10 +20,11 @@ from pixelmemory.log import Erasure, Log
 from pixelmemory.options import Options
 from pixelmemory.projection import embed, store_sql
 from pixelmemory.projection.apply import DeadLetter, TableWriter
-from pixelmemory.projection.database import ProjectionGuard, first_line, revive_server
+from pixelmemory.projection.claim import Claim
+from pixelmemory.projection.database import first_line, revive_server
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
-from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
+from pixelmemory.projection.layout import ProjectionState, TableSet, find_folder, folder_name
 from pixelmemory.projection.preparation import EmbedTexts
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
@@ -53,8 +56,8 @@ class Projection:
     rebuilding: bool
     _wait_timeout_seconds: float
 
-    def __init__(self, guard: ProjectionGuard, store_id: str, source: VectorSource, graphs: GraphKeeper | None) -> None:
-        self._guard = guard
+    def __init__(self, claim: Claim, store_id: str, source: VectorSource, graphs: GraphKeeper | None) -> None:
+        self._claim = claim
         self._store_id = store_id
         self._source = source
         self._graphs = graphs
@@ -64,6 +67,7 @@ class Projection:
     def open(
         cls,
         name: str,
+        store_id: uuid.UUID,
         state: ProjectionState,
         *,
         log: Log,
@@ -77,30 +81,36 @@ class Projection:
         """Open, or make anew, the projection of the store ``name``.
 
         Args:
+            store_id: of the manifest; the folder of the tables is named by it.
             state: what it has to be made from.
             embed_texts: the store's model behind its cache, or None.
             rebuild: delete what there is first.
             rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
 
         Raises:
-            StoreLockedError: another store of this name uses it.
+            StoreLockedError: a copy of this store uses it.
             ProjectionMismatchError: it was made with another layout or schema, and ``rebuild`` is not given.
             CheckpointAheadError: it is ahead of the log.
         """
-        guard = ProjectionGuard(folder_name(name))
+        folder = folder_name(name, store_id)
+        claim = Claim(folder)
         try:
-            tables = TableSet(folder_name(name), state, schema, direct_sql=options.direct_sql)
+            tables = TableSet(folder, state, schema, direct_sql=options.direct_sql)
+            found = find_folder(name, store_id, uuid.UUID(state.store_id))
+            if found is not None and found != folder:
+                with contextlib.closing(Claim(found)):  # who still has it open under its other name keeps it
+                    tables.adopt(found)
             checkpoint = _reconcile(tables, state, log, rewritten_lsn, rebuild=rebuild)
             tables.load()
-            return cls._assemble(guard, tables, checkpoint, log, embed_texts, options, on_watermark)
+            return cls._assemble(claim, tables, checkpoint, log, embed_texts, options, on_watermark)
         except BaseException:
-            guard.release()
+            claim.release()
             raise
 
     @classmethod
     def _assemble(
         cls,
-        guard: ProjectionGuard,
+        claim: Claim,
         tables: TableSet,
         checkpoint_lsn: int,
         log: Log,
@@ -114,13 +124,13 @@ class Projection:
             backlog = max(2 * options.batch_events_max, 5000)
             graphs = GraphKeeper(tables, rows_min=options.graph_rows_min, backlog_events=backlog)
             graphs.start()
-        self = cls(guard, tables.state.store_id, source, graphs)
+        self = cls(claim, tables.state.store_id, source, graphs)
         self.tables = tables
         self.rebuilding = checkpoint_lsn == 0 and log.durable_lsn > 0
         self.reads = PublicReads(tables)
         if tables.direct_sql:
             has_graph = graphs.has_graph if graphs is not None else _no_graph
-            self.reads = SqlReads(tables, threads_max=options.reader_threads_max, has_graph=has_graph)
+            self.reads = SqlReads(tables, options, has_graph)
         dead = tables.table("dead_letters")
         columns = {name: getattr(dead, name) for name in DeadLetter.__struct_fields__}
         self._wait_timeout_seconds = options.wait_timeout_seconds
@@ -143,7 +153,7 @@ class Projection:
     def _revive(self) -> None:
         """Bring the database back, and the claim on it."""
         revive_server()
-        self._guard.renew()
+        self._claim.renew()
 
     def namespace_table(self, namespace: str) -> pxt.Table:
         """The Pixeltable table of ``namespace``, made if it is not there; blocking, for a worker thread.
@@ -189,7 +199,7 @@ class Projection:
         self.reads.close()
         embed.unregister(self._store_id, self._source)
         if stopped:
-            self._guard.release()
+            self._claim.release()
         else:  # the claim on the projection is kept, so that nobody else writes beside it
             _logger.critical("the projector is stuck in the database; its tables stay claimed by this process")
 

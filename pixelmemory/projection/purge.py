@@ -23,7 +23,8 @@ from psycopg import errors, sql
 from pixelmemory.errors import ProjectionError, ProjectionUnavailableError
 from pixelmemory.log.files import fault_point
 from pixelmemory.projection import store_sql
-from pixelmemory.projection.database import connection_string, embedded_folder, empty_pixeltable_logs
+from pixelmemory.projection.connections import connect
+from pixelmemory.projection.database import embedded_folder, empty_pixeltable_logs
 from pixelmemory.projection.layout import TableSet, namespace_key
 from pixelmemory.projection.store_sql import StoreTable
 from pixelmemory.values import memory_key
@@ -294,7 +295,7 @@ def require_sql(tables: TableSet) -> None:
 def _session() -> Iterator[psycopg.Connection[Any]]:
     """A connection of one's own: VACUUM runs outside of transactions."""
     try:
-        with psycopg.connect(connection_string(), autocommit=True, application_name="pixelmemory erase") as connection:
+        with connect("pixelmemory erase") as connection:
             _execute(connection, f"SET lock_timeout = {round(LOCK_SECONDS_MAX * 1000)}")
             with contextlib.suppress(psycopg.Error):
                 connection.execute("SET maintenance_work_mem = '256MB'")

@@ -7,12 +7,10 @@ enough rows satisfy the conditions, and falls back to the exact scan where it co
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import struct
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +18,9 @@ import psycopg
 from psycopg.types.string import BytesBinaryDumper
 
 from pixelmemory.errors import ProjectionUnavailableError
-from pixelmemory.projection.database import connection_string, is_infrastructure_error, revive_server
+from pixelmemory.options import Options
+from pixelmemory.projection.connections import shared
+from pixelmemory.projection.database import is_infrastructure_error, revive_server
 from pixelmemory.projection.filter_sql import compile_filter
 from pixelmemory.projection.layout import TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
@@ -45,61 +45,16 @@ _SESSION = (
 )
 
 
-class _Connections:
-    """Connections for reader threads: one a thread at a time, at most ``size`` kept."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._idle: collections.deque[psycopg.Connection[Any]] = collections.deque()
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @contextlib.contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        if connection is None:
-            connection = psycopg.connect(
-                connection_string(), autocommit=True, application_name="pixelmemory", options="-c timezone=UTC"
-            )
-            try:
-                _let_vectors_be_sent(connection)
-                for statement in _SESSION:
-                    connection.execute(statement)
-            except BaseException:
-                connection.close()
-                raise
-        try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-        with self._lock:
-            if not self._closed and len(self._idle) < self._size:
-                self._idle.append(connection)
-                return
-        connection.close()
-
-    def close(self) -> None:
-        """Let go of what is held."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, collections.deque()
-        for connection in idle:
-            connection.close()
-
-
 class SqlReads:
-    """Reads one projection by SQL. Thread-safe; opens at most one connection a reading thread."""
+    """Reads one projection by SQL. Thread-safe; the stores of a process share their connections."""
 
-    def __init__(self, tables: TableSet, *, threads_max: int, has_graph: Callable[[str], bool]) -> None:
+    def __init__(self, tables: TableSet, options: Options, has_graph: Callable[[str], bool]) -> None:
         self._tables = tables
-        self._connections = _Connections(threads_max)
+        self._options = options
         self._has_graph = has_graph
 
     def close(self) -> None:
-        """Let go of what is held."""
-        self._connections.close()
+        """Nothing is held: idle connections go by themselves."""
 
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
@@ -224,25 +179,23 @@ class SqlReads:
         Raises:
             ProjectionUnavailableError: the database is down, or the table is gone.
         """
+        options = self._options
         for attempt in (1, 2):
             try:
-                with self._connections.connection() as connection:
+                with shared.connection(
+                    _configure,
+                    size_max=options.connections_max,
+                    idle_seconds=options.connection_idle_seconds,
+                    timeout_seconds=options.database_timeout_seconds,
+                ) as connection:
                     return connection.execute(statement, parameters).fetchall()
             except psycopg.Error as error:
                 if attempt == 2 or not is_infrastructure_error(error):
                     raise ProjectionUnavailableError(f"the read failed: {error}") from error
-                self._forget_idle()
+                shared.forget_idle()
                 with contextlib.suppress(Exception):  # if it stays away, the second attempt says so
                     revive_server()
         raise AssertionError("unreachable")
-
-    def _forget_idle(self) -> None:
-        """Close what is idle: after a restart of the server every one of them is dead."""
-        connections = self._connections
-        with connections._lock:
-            idle, connections._idle = connections._idle, collections.deque()
-        for connection in idle:
-            connection.close()
 
 
 #: the columns that results are made of, and ordered by
@@ -262,6 +215,12 @@ class _Vector(bytes):
 
     def __new__(cls, vector: np.ndarray) -> Self:
         return super().__new__(cls, struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes())
+
+
+def _configure(connection: psycopg.Connection[Any]) -> None:
+    _let_vectors_be_sent(connection)
+    for statement in _SESSION:
+        connection.execute(statement)
 
 
 def _let_vectors_be_sent(connection: psycopg.Connection[Any]) -> None:

