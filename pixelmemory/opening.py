@@ -143,7 +143,7 @@ def open_store(
         if reembedded and store.embedder is None and store.dimensions is not None:
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         _start_pixeltable(store.dimensions, options, check)
-        manifest = _renewed(manifest, embedding, store.dimensions, options)
+        manifest = _renewed(manifest, embedding, store.dimensions, options).placed(folder)
         manifest.save(folder, files)
         store.log = Log.open(
             folder,
@@ -256,7 +256,7 @@ def _open_projection(
 
     store.projection = Projection.open(
         store.name,
-        manifest.store_id,
+        manifest.tables_id or manifest.store_id,
         ProjectionState(
             store_id=str(manifest.history_id or manifest.store_id),
             layout=options.layout.value,

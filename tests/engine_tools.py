@@ -17,9 +17,10 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pixelmemory import AsyncMemory, Memory, Options
 
@@ -35,8 +36,12 @@ __all__ = [
     "script_environment",
     "start_script",
     "stop_server",
+    "tables_path",
     "vector",
+    "with_pixeltable",
 ]
+
+T = TypeVar("T")
 
 TESTS = Path(__file__).parent
 DIMENSIONS = 8
@@ -65,6 +70,32 @@ def open_memory(home: Path | str, name: str, **changes: Any) -> Memory:
 def async_memory(home: Path | str, name: str, **changes: Any) -> AsyncMemory:
     """As :func:`open_memory`; not open yet."""
     return AsyncMemory(name, None, GIVEN, options=options_at(home, **changes))
+
+
+def with_pixeltable(run: Callable[[], T]) -> T:
+    """Use Pixeltable on a thread of its own, and let go there of what it keeps a thread."""
+    from pixeltable.runtime import get_runtime
+
+    def released() -> T:
+        try:
+            return run()
+        finally:
+            get_runtime().close()
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(released).result()
+
+
+def tables_path(store_name: str) -> str:
+    """The folder in Pixeltable of the only store of that name; on a thread that Pixeltable may use."""
+    import re
+
+    import pixeltable as pxt
+
+    slug = re.sub(r"[^a-z0-9]+", "_", store_name.lower()).strip("_")[:24].strip("_")
+    paths = pxt.list_dirs("pixelmemory", recursive=False)
+    (path,) = [each for each in paths if re.fullmatch(rf"pixelmemory/{slug}_[0-9a-f]{{32}}", each)]
+    return str(path)
 
 
 def script_environment(**changes: str) -> dict[str, str]:

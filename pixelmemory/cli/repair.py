@@ -106,14 +106,14 @@ def _open_projection(folder: Path, stack: ExitStack) -> tuple[ProjectionSnapshot
     """The tables, if they were made from this log; else why they are not asked."""
     from pixelmemory.projection.comparison import open_snapshot
 
+    inspection = LogInspection(folder)
+    if inspection.tables_id is None or inspection.history_id is None:
+        return None, "neither the MANIFEST nor the log says which store this is"
     try:
-        snapshot = stack.enter_context(open_snapshot(folder.name))
+        snapshot = stack.enter_context(open_snapshot(folder.name, inspection.tables_id, inspection.history_id))
     except ProjectionUnavailableError as error:
         return None, str(error)
-    inspection = LogInspection(folder)
-    manifest = inspection.manifest
-    history = manifest.history_id if manifest is not None and manifest.history_id is not None else inspection.store_id
-    if snapshot.state_id != str(history):
+    if snapshot.state_id != str(inspection.history_id):
         return None, f"they were made from another history ({snapshot.state_id})"
     return snapshot, None
 

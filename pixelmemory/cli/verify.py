@@ -297,11 +297,10 @@ def _open_projection(folder: Path, stack: ExitStack) -> tuple[ProjectionSnapshot
     from pixelmemory.projection.comparison import open_snapshot
 
     inspection = LogInspection(folder)
-    if inspection.store_id is None:
-        return None, "neither the MANIFEST nor the log tells which store this is"
-    history_id = None if inspection.manifest is None else inspection.manifest.history_id
+    if inspection.tables_id is None or inspection.history_id is None:
+        return None, "neither the MANIFEST nor the log says which store this is"
     try:
-        return stack.enter_context(open_snapshot(folder.name, inspection.store_id, history_id)), None
+        return stack.enter_context(open_snapshot(folder.name, inspection.tables_id, inspection.history_id)), None
     except ProjectionUnavailableError as error:
         return None, str(error)
 
@@ -344,8 +343,7 @@ def _prepare_fold(report: Report, inspection: LogInspection, snapshot: Projectio
     from pixelmemory.projection.comparison import Fold
 
     manifest = inspection.manifest
-    history = manifest.history_id if manifest is not None and manifest.history_id is not None else inspection.store_id
-    if snapshot.state_id != str(history):
+    if snapshot.state_id != str(inspection.history_id):
         report.reason = (
             f"the tables were made from another history ({snapshot.state_id}: another store of this name, or before a "
             "repair). The next open makes them anew"

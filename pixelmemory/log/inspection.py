@@ -6,6 +6,7 @@ bytes at the end are a torn tail or damage is decided by :mod:`pixelmemory.log.r
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -78,6 +79,20 @@ class LogInspection:
             self.segments, self.strays = [], []
             self._tidied.seen.clear()
             self._load()
+
+    @property
+    def history_id(self) -> uuid.UUID | None:
+        """Which history the log tells; None if neither the MANIFEST nor the log says."""
+        return self.store_id if self.manifest is None else self.manifest.history_id or self.store_id
+
+    @property
+    def tables_id(self) -> uuid.UUID | None:
+        """What names the store's tables; of a copy that was never opened an id that no table has."""
+        if self.manifest is None:
+            return self.store_id
+        with contextlib.suppress(OSError):  # no LOCK: it was never opened where it lies
+            return self.manifest.placed(self.folder).tables_id or self.store_id
+        return self.manifest.tables_id or self.store_id
 
     @property
     def epoch(self) -> int:

@@ -9,8 +9,10 @@ The checksum is of the bytes of the ``manifest`` object exactly as they stand.
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 from zlib import crc32
 
 import msgspec
@@ -19,7 +21,7 @@ from pixelmemory.errors import ManifestError
 from pixelmemory.log.files import Files, fault_point, read_file, write_file
 from pixelmemory.log.switch import log_folder
 
-__all__ = ["MANIFEST_NAME", "Erasure", "Manifest"]
+__all__ = ["MANIFEST_NAME", "Erasure", "Manifest", "Place"]
 
 MANIFEST_NAME = "MANIFEST"
 #: of the store as a whole: the log's format and what the manifest means
@@ -43,6 +45,30 @@ class Erasure(msgspec.Struct, frozen=True):
     memory_ids: list[str] | None
     #: events after it stay: the memory may have been added anew
     up_to_lsn: int
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a store lies, by which a copy of it is told from the store that was moved."""
+
+    #: absolute, percent-encoded
+    path: str
+    #: of its LOCK
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Place:
+        """The place of the store in ``folder``, whose LOCK exists."""
+        status = os.stat(folder / "LOCK")
+        return cls(quote_from_bytes(os.fsencode(os.path.abspath(folder))), status.st_dev, status.st_ino)
+
+    def is_taken(self) -> bool:
+        """Whether the store that this is the place of is still there."""
+        try:
+            status = os.stat(os.path.join(unquote_to_bytes(self.path), b"LOCK"))
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +99,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rewritten_lsn: int = 0
     #: the erase that is not finished; None if none is open
     erasing: Erasure | None = None
+    #: where the store lay when it was last opened
+    place: Place | None = None
+    #: names its folder in Pixeltable where it is a copy of another store, whose tables bear the id that both have
+    tables_id: uuid.UUID | None = None
+
+    def placed(self, folder: Path) -> Manifest:
+        """This manifest, as that of the store in ``folder``: a copy of a store gets an id of its own for its tables.
+
+        A store that was renamed or moved keeps its tables, and so does one that was restored where nothing is any more.
+        """
+        here, before = Place.of(folder), self.place
+        if before is None or (before.device, before.inode) == (here.device, here.inode) or before.path == here.path:
+            return msgspec.structs.replace(self, place=here)
+        if not before.is_taken():
+            return msgspec.structs.replace(self, place=here)
+        return msgspec.structs.replace(self, place=here, tables_id=uuid.uuid4())
 
     @classmethod
     def load(cls, folder: Path, files: Files | None = None) -> Manifest | None:

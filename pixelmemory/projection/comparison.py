@@ -223,13 +223,11 @@ class ProjectionSnapshot:
 
 
 @contextlib.contextmanager
-def open_snapshot(
-    store_name: str, store_id: uuid.UUID, history_id: uuid.UUID | None
-) -> Iterator[ProjectionSnapshot]:
+def open_snapshot(store_name: str, tables_id: uuid.UUID, history_id: uuid.UUID) -> Iterator[ProjectionSnapshot]:
     """The projection of a store in the Pixeltable of this environment; read only.
 
     Args:
-        store_name, store_id, history_id: of the store; see :class:`pixelmemory.log.Manifest`.
+        store_name, tables_id, history_id: of the store; see :func:`pixelmemory.projection.layout.find_folder`.
 
     Raises:
         ProjectionUnavailableError: there is none, or it cannot be read; the message says why.
@@ -250,7 +248,7 @@ def open_snapshot(
             connection.autocommit = False
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
-            folder = find_folder(store_name, store_id, history_id) or folder_name(store_name, store_id)
+            folder = find_folder(store_name, tables_id, str(history_id)) or folder_name(store_name, tables_id)
             yield ProjectionSnapshot(connection, f"{ROOT}/{folder}")
     except psycopg.Error as error:
         raise ProjectionUnavailableError(f"the database cannot be read: {error}") from error

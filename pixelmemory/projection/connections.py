@@ -1,6 +1,6 @@
 """The connections of this process to Pixeltable's database: shared by its stores, bounded, let go when idle.
 
-Three kinds: those in the pool here, for reads and small upkeep; single ones for what takes long (:func:`connect`); and
+Three kinds: those in the pool here, for reads; single ones for upkeep and claims (:func:`connect`); and
 Pixeltable's own pool, which this module watches. A child of a fork inherits the sockets of all of them, and must not
 speak on them: there they are replaced by the null device, so that the child can neither disturb its parent's sessions
 nor keep them open after the parent's end.
@@ -85,7 +85,7 @@ class ReadConnections:
     @contextlib.contextmanager
     def connection(
         self,
-        configure: Callable[[psycopg.Connection[Any]], None] | None = None,
+        configure: Callable[[psycopg.Connection[Any]], None],
         *,
         size_max: int = 16,
         idle_seconds: float = 30.0,
@@ -94,7 +94,7 @@ class ReadConnections:
         """Lend a connection for the block; one in which an error was raised is closed, not kept.
 
         Args:
-            configure: called with a new connection.
+            configure: called with a new connection; the same for every caller.
             size_max: how many may be in use; the block waits for its turn.
             idle_seconds: how long it is kept afterwards.
             timeout_seconds: how long to wait for a turn, and for a connection that the server has left.
@@ -108,8 +108,7 @@ class ReadConnections:
         try:
             if connection is None:
                 connection = connect("pixelmemory", timeout_seconds=timeout_seconds, options="-c timezone=UTC")
-                if configure is not None:
-                    configure(connection)
+                configure(connection)
             yield connection
         except BaseException:
             self._give_back(None)

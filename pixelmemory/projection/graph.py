@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 
 from pixelmemory.projection import store_sql
-from pixelmemory.projection.connections import connect, shared
+from pixelmemory.projection.connections import connect
 from pixelmemory.projection.layout import TableSet
 from pixelmemory.projection.store_sql import LIVE, StoreTable
 
@@ -30,8 +30,8 @@ _logger = logging.getLogger("pixelmemory.projection")
 
 #: rows from which a table's statistics are worth taking
 ANALYZE_ROWS_MIN = 500
-#: one graph at a time in this process: a build takes what cores and connections there are
-_building = threading.Lock()
+#: one table at a time in this process: a build takes what cores there are
+_tending = threading.Lock()
 
 
 class GraphKeeper:
@@ -58,7 +58,7 @@ class GraphKeeper:
 
     def start(self) -> None:
         """Learn which graphs there are, and start the builder."""
-        with shared.connection() as connection:
+        with connect("pixelmemory graph") as connection:
             valid = connection.execute(
                 "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
                 "JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw' AND i.indisvalid"
@@ -123,7 +123,7 @@ class GraphKeeper:
                 self._work.put(name)
 
     def _count(self, table: StoreTable) -> int:
-        with shared.connection() as connection:
+        with connect("pixelmemory graph") as connection:
             row = connection.execute(f"SELECT count(*) FROM {table.name} WHERE {LIVE}".encode()).fetchone()
             assert row is not None
             return int(row[0])
@@ -131,7 +131,8 @@ class GraphKeeper:
     def _build_loop(self) -> None:
         while (name := self._work.get()) is not None:
             try:
-                self._tend(name)
+                with _tending:
+                    self._tend(name)
             except Exception:
                 _logger.exception("the upkeep of table %s failed; its searches stay exact, or are slower", name)
             finally:
@@ -142,7 +143,7 @@ class GraphKeeper:
         table, rows = self._tables.store_table(name), self._rows[name]
         if rows >= self._rows_min and not self.has_graph(name) and not self._backlog:
             self._build(name, table)
-        with shared.connection() as connection:
+        with connect("pixelmemory graph") as connection:
             connection.execute(f"ANALYZE {table.name}".encode())
         self._analyzed[name] = rows
 
@@ -150,7 +151,7 @@ class GraphKeeper:
         if table.graph_statement is None or table.graph is None:
             return
         _logger.info("building the graph of table %s", name)
-        with _building, connect("pixelmemory graph") as connection:
+        with connect("pixelmemory graph") as connection:
             if _is_valid(connection, table.graph) is False:  # left by a kill, maybe still being built
                 connection.execute(
                     "SELECT pg_terminate_backend(p.pid) FROM pg_stat_progress_create_index p "

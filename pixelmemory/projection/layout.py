@@ -71,27 +71,31 @@ def _slug(text: str, length: int) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_")
 
 
-def folder_name(store_name: str, store_id: uuid.UUID) -> str:
+def folder_name(store_name: str, tables_id: uuid.UUID) -> str:
     """The Pixeltable folder of a store: readable, and of this store alone."""
     slug = _slug(store_name, 24)
     if not slug[:1].isalpha():  # an identifier begins with a letter
         slug = f"store_{slug}".rstrip("_")
-    return f"{slug}_{store_id.hex}"
+    return f"{slug}_{tables_id.hex}"
 
 
-def find_folder(store_name: str, store_id: uuid.UUID, history_id: uuid.UUID | None = None) -> str | None:
+def find_folder(store_name: str, tables_id: uuid.UUID, history_id: str) -> str | None:
     """The folder that holds the projection of a store; None if there is none.
 
-    It has another name than :func:`folder_name` where the store was renamed, or made before a folder's name held the
-    store's id; then it is this store's only if its state says so.
+    It has another name than :func:`folder_name` where the store was renamed, or was made by version 0.1.0.
+
+    Args:
+        history_id: of the manifest, else the store's id: the state of a projection of its own has it.
     """
     try:
         names = [path.rpartition("/")[2] for path in pxt.list_dirs(ROOT, recursive=False)]
     except excs.NotFoundError:
         return None
-    of_store = [name for name in names if name.endswith(f"_{store_id.hex}")]
-    if (wanted := folder_name(store_name, store_id)) in of_store or of_store:
-        return wanted if wanted in of_store else of_store[0]
+    if (wanted := folder_name(store_name, tables_id)) in names:
+        return wanted
+    renamed = [name for name in names if name.endswith(f"_{tables_id.hex}")]
+    if renamed:
+        return renamed[0]
     legacy = legacy_folder_name(store_name)
     if legacy not in names:
         return None
@@ -99,8 +103,7 @@ def find_folder(store_name: str, store_id: uuid.UUID, history_id: uuid.UUID | No
         states = list(pxt.get_table(f"{ROOT}/{legacy}/state").select().collect())
     except excs.NotFoundError:
         return None
-    ids = {str(store_id), str(history_id)}
-    return legacy if any(row["store_id"] in ids for row in states) else None
+    return legacy if any(row["store_id"] == history_id for row in states) else None
 
 
 def legacy_folder_name(store_name: str) -> str:

@@ -67,7 +67,7 @@ class Projection:
     def open(
         cls,
         name: str,
-        store_id: uuid.UUID,
+        tables_id: uuid.UUID,
         state: ProjectionState,
         *,
         log: Log,
@@ -81,7 +81,7 @@ class Projection:
         """Open, or make anew, the projection of the store ``name``.
 
         Args:
-            store_id: of the manifest; the folder of the tables is named by it.
+            tables_id: names the folder of the tables: the store's id, or what a copy of a store has in its place.
             state: what it has to be made from.
             embed_texts: the store's model behind its cache, or None.
             rebuild: delete what there is first.
@@ -92,11 +92,11 @@ class Projection:
             ProjectionMismatchError: it was made with another layout or schema, and ``rebuild`` is not given.
             CheckpointAheadError: it is ahead of the log.
         """
-        folder = folder_name(name, store_id)
+        folder = folder_name(name, tables_id)
         claim = Claim(folder)
         try:
             tables = TableSet(folder, state, schema, direct_sql=options.direct_sql)
-            found = find_folder(name, store_id, uuid.UUID(state.store_id))
+            found = find_folder(name, tables_id, state.store_id)
             if found is not None and found != folder:
                 with contextlib.closing(Claim(found)):  # who still has it open under its other name keeps it
                     tables.adopt(found)

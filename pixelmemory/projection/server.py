@@ -225,8 +225,9 @@ class EmbeddedServer:
                 ) from error
 
     def _initdb(self, folder: Path, account: _Account, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [self._programs / "initdb", "-D", folder, "-U", DATABASE_USER, "--auth=trust", "--encoding=UTF8"]
-        return account.run([*map(os.fspath, command), *more], timeout_seconds=max(self._timeout_seconds, 60.0))
+        command = [os.fspath(self._programs / "initdb"), "-D", os.fspath(folder), "-U", DATABASE_USER]
+        command += ["--auth=trust", "--encoding=UTF8", *more]
+        return account.run(command, timeout_seconds=max(self._timeout_seconds, 60.0))
 
     # -- starting
 
@@ -335,22 +336,30 @@ def locked_start(home: Path, timeout_seconds: float, check: Callable[[], None] =
         if path in _held:
             yield
             return
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ProjectionUnavailableError(f"the folder of the database cannot be used: {error}") from error
-        try:
+        with _lock_file(path) as fd:
             while not _try_lock(fd):
                 wait(PAUSE_SECONDS)
             _held.add(path)
-            yield
-        finally:
-            _held.discard(path)
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly: a fork in the meantime has the descriptor, too
-            os.close(fd)
+            try:
+                yield
+            finally:
+                _held.discard(path)
     finally:
         _start_lock.release()
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ProjectionUnavailableError(f"the folder of the database cannot be used: {error}") from error
+    try:
+        yield fd
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly: a fork in the meantime has the descriptor, too
+        os.close(fd)
 
 
 def _try_lock(fd: int) -> bool:
@@ -456,7 +465,7 @@ def _acl(folder: Path) -> list[tuple[int, int, int]]:
     """The access list of ``folder``: kind, permissions, id; what its mode says where it has none."""
     try:
         value = os.getxattr(folder, "system.posix_acl_access")
-        return [struct.unpack_from("<HHI", value, at) for at in range(4, len(value), 8)]  # type: ignore[misc]
+        return [struct.unpack_from("<HHI", value, at) for at in range(4, len(value), 8)]
     except OSError:
         mode = folder.stat().st_mode
         kinds = ((_ACL_OWNER, 6), (_ACL_GROUP_OWNER, 3), (_ACL_OTHER, 0))
@@ -471,7 +480,8 @@ def _with_search(entries: list[tuple[int, int, int]], uid: int) -> bytes:
     for permissions in bounded:
         mask |= permissions
     kept += [(_ACL_USER, 1, uid), (_ACL_MASK, mask, _ACL_NO_ID)]
-    return struct.pack("<I", _ACL_VERSION) + b"".join(struct.pack("<HHI", *each) for each in sorted(kept, key=_acl_order))
+    packed = [struct.pack("<HHI", *each) for each in sorted(kept, key=_acl_order)]
+    return struct.pack("<I", _ACL_VERSION) + b"".join(packed)
 
 
 def _acl_order(entry: tuple[int, int, int]) -> tuple[int, int]:
@@ -480,7 +490,7 @@ def _acl_order(entry: tuple[int, int, int]) -> tuple[int, int]:
 
 def _is_alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -514,7 +524,10 @@ def _remedy(text: str) -> str:
 
 
 _REMEDIES = (
-    ("No space left|Disk quota", "Make room on the disk of PIXELTABLE_HOME, or let PIXELTABLE_HOME name another folder"),
+    (
+        "No space left|Disk quota",
+        "Make room on the disk of PIXELTABLE_HOME, or let PIXELTABLE_HOME name another folder",
+    ),
     (
         "could not look up effective user",
         "This user id has no name: give it a line in /etc/passwd, or name a database in PIXELTABLE_DB_CONNECT_STR",

@@ -8,29 +8,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+import pixeltable as pxt
 import psycopg
 import pytest
 from cli_tools import Program, flip, frames, segments
+from engine_tools import tables_path, with_pixeltable
 
 from pixelmemory import Layout, Memory
+from pixelmemory.log import Manifest
 
 if TYPE_CHECKING:
     from conftest import OpenMemory
 
-T = TypeVar("T")
 PAGE = Path(__file__).parent.parent.parent / "docs/command-line.md"
-
-
-def with_pixeltable(run: Callable[[], T]) -> T:
-    """Use Pixeltable's own API; what it keeps for this thread is closed afterwards."""
-    from pixelmemory.projection.store_sql import thread_released
-
-    with thread_released():
-        return run()
 
 
 def fill(memory: Memory) -> None:
@@ -154,13 +149,11 @@ def test_dead_letters(program: Program, open_memory: OpenMemory, store_name: str
         memory.flush()
 
         def refuse() -> None:
-            import pixeltable as pxt
-
             from pixelmemory.projection.database import connection_string
             from pixelmemory.projection.layout import table_name
             from pixelmemory.projection.store_sql import resolve
 
-            physical = resolve(pxt.get_table(f"pixelmemory/{store_name}/{table_name('default_namespace')}"))
+            physical = resolve(pxt.get_table(f"{tables_path(store_name)}/{table_name('default_namespace')}"))
             column = physical.columns["content"]
             with psycopg.connect(connection_string()) as connection:
                 statement = f"ALTER TABLE {physical.name} ADD CONSTRAINT no_poison CHECK ({column} <> 'poison')"
@@ -183,18 +176,31 @@ def test_a_projection_that_is_not_there(
     with open_memory() as memory:
         memory.add_entry("x")
         memory.flush()
+    # a store that was renamed, while another one takes its name, has its tables still
     (tmp_path / store_name).rename(tmp_path / f"{store_name}_moved")
-    run = program("verify", tmp_path / f"{store_name}_moved")
-    assert run.status == 2
-    assert f"not compared: Pixeltable has no table pixelmemory/{store_name}_moved/state" in run.out
-    # another store takes the place of the first one
     with open_memory() as memory:
         memory.add_entry("y")
+        memory.add_entry("z")
         memory.flush()
-    (tmp_path / store_name).rename(tmp_path / "aside")
-    (tmp_path / f"{store_name}_moved").rename(tmp_path / store_name)
+    assert verify(program, tmp_path / f"{store_name}_moved", 0)["projection"]["rows"] == 1
+    assert verify(program, tmp_path / store_name, 0)["projection"]["rows"] == 2
+    # a copy of it from before a repair does not fit them
+    manifest = Manifest.load(tmp_path / store_name)
+    assert manifest is not None
+    msgspec.structs.replace(manifest, history_id=uuid.uuid4()).save(tmp_path / store_name)
     report = verify(program, tmp_path / store_name, 2)
     assert "made from another history" in report["projection"]["not_compared_because"]
+    store_id = manifest.store_id.hex
+
+    def drop() -> None:
+        for path in pxt.list_dirs("pixelmemory", recursive=False):
+            if path.endswith(store_id):
+                pxt.drop_dir(path, force=True)
+
+    with_pixeltable(drop)
+    run = program("verify", tmp_path / store_name)
+    assert run.status == 2
+    assert "not compared: Pixeltable has no table pixelmemory/" in run.out
 
 
 def test_no_pixeltable_is_made_where_there_is_none(tmp_path: Path, store_name: str, open_memory: OpenMemory) -> None:

@@ -5,18 +5,17 @@ Neither side comes from the engine: the log is read by ``independent_reader``, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from engine_tools import tables_path, with_pixeltable
 from independent_reader import DiskEvent, DiskLog, read_folder
 
 __all__ = ["Expected", "check_store", "events_of", "expected_rows", "fold_events", "rows_of"]
 
-T = TypeVar("T")
 Key = tuple[str, str]
 
 ADDED, UPDATED, DELETED, REMOVED = 1, 2, 3, 4
@@ -82,20 +81,6 @@ def expected_rows(folder: Path, dead_lsns: Collection[int] = ()) -> dict[Key, Ex
     return fold_events(events_of(folder), dead_lsns)
 
 
-def with_pixeltable(run: Callable[[], T]) -> T:
-    """Use Pixeltable on a thread of its own, and let go there of what it keeps a thread."""
-    from pixeltable.runtime import get_runtime
-
-    def released() -> T:
-        try:
-            return run()
-        finally:
-            get_runtime().close()
-
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(released).result()
-
-
 def rows_of(name: str) -> dict[Key, Expected]:
     """Every row of every table of memories of the store ``name``; a row that stands twice is an error."""
     return with_pixeltable(lambda: _rows_of(name))
@@ -105,9 +90,10 @@ def _rows_of(name: str) -> dict[Key, Expected]:
     import pixeltable as pxt
 
     found: dict[Key, Expected] = {}
-    registry = pxt.get_table(f"pixelmemory/{name}/registry")
+    folder = tables_path(name)
+    registry = pxt.get_table(f"{folder}/registry")
     for entry in registry.select(registry.namespace, registry.table_name).collect():
-        table = pxt.get_table(f"pixelmemory/{name}/{entry['table_name']}")
+        table = pxt.get_table(f"{folder}/{entry['table_name']}")
         columns = {
             name: getattr(table, name) for name in ("memory_id", "id_text", "content", "metadata", "timestamp", "lsn")
         }
@@ -138,7 +124,7 @@ def dead_letters_of(name: str) -> dict[int, str]:
     def read() -> dict[int, str]:
         import pixeltable as pxt
 
-        table = pxt.get_table(f"pixelmemory/{name}/dead_letters")
+        table = pxt.get_table(f"{tables_path(name)}/dead_letters")
         return {row["lsn"]: row["error"] for row in table.select(table.lsn, table.error).collect()}
 
     return with_pixeltable(read)

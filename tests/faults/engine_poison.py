@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import psycopg
-from engine_oracle import with_pixeltable
+from engine_tools import tables_path, with_pixeltable
 
 __all__ = ["forbid_poison", "let_poison_in", "refuse_with"]
 
@@ -20,9 +20,10 @@ def _execute(store: str, namespace: str, *statements: str) -> None:
         from pixelmemory.projection.database import connection_string
         from pixelmemory.projection.store_sql import resolve
 
-        registry = pxt.get_table(f"pixelmemory/{store}/registry")
+        folder = tables_path(store)
+        registry = pxt.get_table(f"{folder}/registry")
         (row,) = registry.where(registry.namespace == namespace).select(registry.table_name).collect()
-        physical = resolve(pxt.get_table(f"pixelmemory/{store}/{row['table_name']}"))
+        physical = resolve(pxt.get_table(f"{folder}/{row['table_name']}"))
         with psycopg.connect(connection_string(), autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.format(table=physical.name, **physical.columns).encode())

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_oracle import with_pixeltable
-from engine_tools import open_memory, vector
+from engine_tools import open_memory, tables_path, vector, with_pixeltable
 
 from pixelmemory import Memory, ProjectionUnavailableError
 
@@ -66,7 +65,7 @@ def test_health_and_reads_say_what_is_gone(dropped: str, direct_sql: bool, tmp_p
             case "table":
                 _drop(path)
             case "dead_letters":
-                _drop(f"pixelmemory/{store_name}/dead_letters")
+                _drop(f"{with_pixeltable(lambda: tables_path(store_name))}/dead_letters")
             case column:
                 _drop(path, column)
         memory.add_entry("private words", embedding=vector(2), metadata={"also": "private"})

@@ -145,9 +145,13 @@ async def test_a_close_does_not_wait_for_a_projector_that_is_stuck(tmp_path: Pat
     projector = engine.store().projection.projector
     held, go_on = threading.Event(), threading.Event()
 
+    def hold() -> None:
+        held.set()
+        go_on.wait()
+
     def hook(name: str) -> None:  # on the thread that erases
         if name == "erase.after_quarantine":
-            projector.request(lambda: (held.set(), go_on.wait()))
+            projector.request(hold)
             held.wait()
 
     ended: list[str] = []

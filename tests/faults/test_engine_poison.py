@@ -8,9 +8,9 @@ from pathlib import Path
 
 import engine_udfs
 import pytest
-from engine_oracle import check_store, dead_letters_of, events_of, rows_of, with_pixeltable
+from engine_oracle import check_store, dead_letters_of, events_of, rows_of
 from engine_poison import forbid_poison, let_poison_in
-from engine_tools import async_memory, open_memory, options_at, vector
+from engine_tools import async_memory, open_memory, options_at, tables_path, vector, with_pixeltable
 from fault_report import FaultReport
 
 from pixelmemory import Memory
@@ -157,9 +157,9 @@ def test_a_row_that_a_user_put_where_an_add_belongs_makes_way(
         def insert() -> None:
             import pixeltable as pxt
 
-            registry = pxt.get_table(f"pixelmemory/{store_name}/registry")
+            registry = pxt.get_table(f"{tables_path(store_name)}/registry")
             (row,) = registry.select(registry.table_name).collect()
-            pxt.get_table(f"pixelmemory/{store_name}/{row['table_name']}").insert(
+            pxt.get_table(f"{tables_path(store_name)}/{row['table_name']}").insert(
                 [{"memory_id": memory_id, "content": "of the user"}]
             )
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import pixeltable as pxt
 import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from engine_tools import answer_of, async_memory, open_memory, run_script, vector
+from engine_tools import answer_of, async_memory, open_memory, run_script, tables_path, vector, with_pixeltable
 
 import pixelmemory.sync
 from pixelmemory import AsyncMemory, StoreLockedError, WrongThreadError
+from pixelmemory.projection.layout import legacy_folder_name
 
 # -------------------------------------------------------------------------------------------------------- two openers
 
@@ -54,42 +58,94 @@ def test_another_process_is_refused_and_told_the_owner(tmp_path: Path, store_nam
         assert memory.count() == 1
 
 
-def test_a_store_of_the_same_name_in_another_home_is_refused_while_this_one_is_open(
-    tmp_path: Path, store_name: str
-) -> None:
-    """They share a folder in Pixeltable: each would rebuild over the other."""
+def test_stores_of_one_name_in_different_homes_do_not_touch_each_other(tmp_path: Path, store_name: str) -> None:
+    """Their tables have folders of their own, so that what users add to them stays too."""
+    with open_memory(tmp_path / "a", store_name) as a:
+        a.add_entry("of a", embedding=vector(1))
+        a.get_namespace_table("default_namespace").insert([{"memory_id": uuid.uuid4(), "content": "a row of the user"}])
+        with open_memory(tmp_path / "b", store_name) as b:
+            assert b.count() == 0
+            b.add_entry("of b", embedding=vector(3))
+            a.add_entry("of a, too", embedding=vector(2))
+            assert (a.count(), b.count()) == (3, 1)
+    with open_memory(tmp_path / "b", store_name, rebuild=True) as b:
+        assert {record["content"] for record in b.search()} == {"of b"}
+    with open_memory(tmp_path / "a", store_name) as a:
+        assert {record["content"] for record in a.search()} == {"of a", "of a, too", "a row of the user"}
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_copy_of_a_store_has_tables_of_its_own(tmp_path: Path, store_name: str, is_open: bool) -> None:
+    """It bears the same id. With the same tables each would write over the other's."""
+    a = open_memory(tmp_path / "a", store_name)
+    a.add_entry("of both", embedding=vector(1))
+    a.flush()
+    if not is_open:
+        a.close()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(tmp_path / "a" / store_name, tmp_path / "a" / f"{store_name}_copy")
+    if not is_open:
+        a = open_memory(tmp_path / "a", store_name)
+    a.add_entry("of a", embedding=vector(2))
+    with open_memory(tmp_path / "b", store_name) as b, open_memory(tmp_path / "a", f"{store_name}_copy") as c:
+        b.add_entry("of b", embedding=vector(2))
+        b.add_entry("of b, too", embedding=vector(3))
+        assert {record["content"] for record in b.search()} == {"of both", "of b", "of b, too"}
+        assert {record["content"] for record in c.search()} == {"of both"}
+        assert {record["content"] for record in a.search()} == {"of both", "of a"}
+    a.close()
+    with open_memory(tmp_path / "b", store_name) as b:
+        assert {record["content"] for record in b.search()} == {"of both", "of b", "of b, too"}
+    with open_memory(tmp_path / "a", store_name) as a:
+        assert {record["content"] for record in a.search()} == {"of both", "of a"}
+
+
+def test_a_store_that_was_moved_by_copying_keeps_its_tables(tmp_path: Path, store_name: str) -> None:
+    """As from one file system to another, or out of an archive: the old place is empty."""
     with open_memory(tmp_path / "a", store_name) as memory:
-        memory.add_entry("of a", embedding=vector(1))
-        with pytest.raises(StoreLockedError, match=store_name):
-            open_memory(tmp_path / "b", store_name)
-        memory.add_entry("of a, too", embedding=vector(2))
-        assert memory.count() == 2
+        memory.add_entry("mine", embedding=vector(1))
+        memory.get_namespace_table("default_namespace").insert([{"memory_id": uuid.uuid4(), "content": "the user's"}])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
     with open_memory(tmp_path / "b", store_name) as memory:
-        assert memory.count() == 0
-        memory.add_entry("of b", embedding=vector(3))
-        assert memory.count() == 1
-    with open_memory(tmp_path / "a", store_name) as memory:
-        assert {record["content"] for record in memory.search()} == {"of a", "of a, too"}
+        assert {record["content"] for record in memory.search()} == {"mine", "the user's"}
 
 
-def test_the_owner_of_a_projection_is_named(tmp_path: Path, store_name: str) -> None:
-    with open_memory(tmp_path / "a", store_name):
-        with pytest.raises(StoreLockedError) as caught:
-            open_memory(tmp_path / "b", store_name)
-        assert caught.value.pid == os.getpid()
+def test_tables_named_as_0_1_0_named_them_move_with_what_users_added(tmp_path: Path, store_name: str) -> None:
+    """Without a rebuild; those of another store with that name are left alone."""
+    with open_memory(tmp_path / "a", store_name) as a:
+        a.add_entry("of a", embedding=vector(1))
+        a.get_namespace_table("default_namespace").insert([{"memory_id": uuid.uuid4(), "content": "a row of the user"}])
+    legacy = f"pixelmemory/{legacy_folder_name(store_name)}"
+    with_pixeltable(lambda: pxt.move(tables_path(store_name), legacy))
+    with open_memory(tmp_path / "b", store_name) as b:  # not its own
+        assert b.count() == 0
+    with open_memory(tmp_path / "a", store_name) as a:
+        assert {record["content"] for record in a.search()} == {"of a", "a row of the user"}
+    assert legacy not in with_pixeltable(lambda: pxt.list_dirs("pixelmemory", recursive=False))
+
+
+def test_a_store_that_was_renamed_keeps_its_tables(tmp_path: Path, store_name: str) -> None:
+    with open_memory(tmp_path, store_name) as memory:
+        memory.add_entry("mine", embedding=vector(1))
+        memory.get_namespace_table("default_namespace").insert([{"memory_id": uuid.uuid4(), "content": "the user's"}])
+    (tmp_path / store_name).rename(tmp_path / f"{store_name}_renamed")
+    with open_memory(tmp_path, f"{store_name}_renamed") as memory:
+        assert {record["content"] for record in memory.search()} == {"mine", "the user's"}
+        assert f"/{store_name}_renamed_" in memory.get_namespace_table("default_namespace").get_metadata()["path"]
 
 
 @pytest.mark.parametrize("alive", [False, True])
 def test_the_claim_of_a_process_that_has_ended_is_waited_for(tmp_path: Path, store_name: str, alive: bool) -> None:
     """The server notices a killed client a moment later: its session stands in nobody's way, a live one's does."""
-    from pixelmemory.projection.database import connection_string
-    from pixelmemory.projection.layout import folder_name
+    from pixelmemory.projection.connections import connection_string
 
     open_memory(tmp_path, store_name).close()
+    claimed = with_pixeltable(lambda: tables_path(store_name))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     pid = os.getpid() if alive else ended.pid
-    digest = hashlib.blake2b(f"pixelmemory/{folder_name(store_name)}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(claimed.encode(), digest_size=8).digest()
     with psycopg.connect(
         connection_string(), autocommit=True, application_name=f"pixelmemory {pid}@{socket.gethostname()}"
     ) as session:

@@ -14,10 +14,10 @@ import numpy as np
 import pixeltable as pxt
 import pytest
 from embedders import embed_words, embedded, words_vector
-from engine_tools import answer_of, pixeltable_home, run_script, vector
+from engine_tools import answer_of, pixeltable_home, run_script, tables_path, vector
 from engine_tools import open_memory as given_memory
 
-from pixelmemory import CheckpointAheadError, Layout, Memory, MemoryExistsError, StoreLockedError
+from pixelmemory import CheckpointAheadError, Layout, Memory, MemoryExistsError
 
 if TYPE_CHECKING:
     from conftest import OpenMemory
@@ -117,7 +117,7 @@ def model() -> Model:
 
 
 def drop_projection(store_name: str) -> None:
-    pxt.drop_dir(f"pixelmemory/{store_name}", force=True)
+    pxt.drop_dir(tables_path(store_name), force=True)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_parts_of_the_projection_are_deleted(open_memory: OpenMemory, store_name
     with open_memory(embedding_config=WORDS, layout=Layout.SHARED) as mem:
         model.live(mem, 3, 40)
     for table in ("state", "registry", "dead_letters"):
-        pxt.drop_table(f"pixelmemory/{store_name}/{table}", force=True)
+        pxt.drop_table(f"{tables_path(store_name)}/{table}", force=True)
         with open_memory(embedding_config=WORDS, layout=Layout.SHARED) as mem:
             model.assert_equal(mem)
 
@@ -229,14 +229,6 @@ def test_a_foreign_projection_is_rebuilt(open_memory: OpenMemory, tmp_path: Path
     for home, each in zip(homes, (model, other), strict=True):
         with open_memory(embedding_config=WORDS, layout=Layout.SHARED, home=home) as mem:
             each.assert_equal(mem)
-
-
-def test_two_stores_of_one_name_are_not_open_at_once(open_memory: OpenMemory, tmp_path: Path) -> None:
-    mem = open_memory(home=tmp_path / "one")
-    mem.add_entry("mine")
-    with pytest.raises(StoreLockedError):
-        open_memory(home=tmp_path / "two")
-    assert [m["content"] for m in mem.search()] == ["mine"]
 
 
 def test_a_checkpoint_ahead_of_the_log_is_refused(

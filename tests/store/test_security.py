@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import hypothesis
 import pytest
-from engine_tools import answer_of, run_script, start_script
+from engine_tools import answer_of, run_script, start_script, tables_path
 from hypothesis import strategies as st
 
 import pixelmemory
@@ -160,7 +160,7 @@ def assert_nothing_else(home: Path, store: str, memory_tables: int) -> None:
 
     from pixelmemory.projection.database import connection_string
 
-    tables = {path.rpartition("/")[2] for path in pxt.list_tables(f"pixelmemory/{store}")}
+    tables = {path.rpartition("/")[2] for path in pxt.list_tables(tables_path(store))}
     assert tables >= {"state", "registry", "dead_letters"}
     assert len(tables) == 3 + memory_tables
     assert all(re.fullmatch(r"state|registry|dead_letters|memories|ns_[a-z0-9_]{1,60}", table) for table in tables)
@@ -522,6 +522,7 @@ OWNER = """
 
 #: another user tries to read a file through each of some ports of this machine
 READER = """
+    import encodings.idna  # imported late otherwise, from a folder that the other user may not enter
     import json, os, sys, urllib.request
     path, user, *ports = sys.argv[1:]
     os.setgroups([]), os.setgid(int(user)), os.setuid(int(user))
