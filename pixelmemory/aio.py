@@ -95,6 +95,7 @@ class AsyncMemory:
         self._embedding_config = embedding_config
         self._options = options or Options()
         self._engine: Engine | None = None
+        self._closed = False
         #: the file operations of the log; tests put faulty ones here before the store is opened
         self._files: Files | None = None
 
@@ -135,13 +136,23 @@ class AsyncMemory:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent."""
-        if self._engine is not None:
-            await self._engine.aclose()
+        """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent.
+
+        A store that was opened several times in this event loop is closed with its last handle.
+        """
+        if (engine := self._engine) is None:
+            return
+        if self._closed:
+            if engine.closed:
+                await engine.aclose()  # waits for its end
+            return
+        engine.check_loop()
+        self._closed = True
+        await engine.release()
 
     def __del__(self) -> None:
         engine: Engine | None = getattr(self, "_engine", None)
-        if engine is not None and not engine.closed and engine.owned:
+        if engine is not None and not self._closed and not engine.closed and engine.owned:
             try:
                 warnings.warn(
                     f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
@@ -151,7 +162,7 @@ class AsyncMemory:
                     engine.abandon()
 
     def __repr__(self) -> str:
-        state = "not open" if self._engine is None else "closed" if self._engine.closed else "open"
+        state = "not open" if self._engine is None else "closed" if self._closed or self._engine.closed else "open"
         return f"<{type(self).__name__} {self._name!r} {state}>"
 
     def _running(self) -> tuple[Engine, OpenStore]:
@@ -159,6 +170,8 @@ class AsyncMemory:
             raise StoreClosedError(
                 "the store is not open: use 'async with AsyncMemory(...)' or 'await AsyncMemory.open(...)'"
             )
+        if self._closed and self._engine.owned:
+            raise StoreClosedError("the store is closed")
         return self._engine, self._engine.store()
 
     # -- adding

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import msgspec
 
+from pixelmemory.embedding import parse_embedding_config
 from pixelmemory.errors import (
     LogError,
     ProjectionUnavailableError,
     StoreClosedError,
     StoreForkedError,
+    StoreLockedError,
     WaitTimeoutError,
     WrongThreadError,
 )
@@ -35,6 +40,7 @@ from pixelmemory.models import Health, Stats
 from pixelmemory.opening import OpenStore, open_store
 from pixelmemory.options import Options
 from pixelmemory.process import forks
+from pixelmemory.schema import parse_schema
 from pixelmemory.visibility import Visibility
 
 __all__ = ["Engine"]
@@ -44,32 +50,107 @@ T = TypeVar("T")
 
 
 class _Opening:
-    """An open on a thread, for a task that may be gone before it is done: asyncio's own cancellation does not wait for
-    the thread. What nobody takes is closed again."""
+    """An open on a thread of its own, for a task that may be gone before it is done. What nobody takes is closed again.
 
-    def __init__(self, run: Callable[[], OpenStore]) -> None:
+    A daemon thread: loading a model cannot be interrupted, and must not keep the process from ending.
+
+    Args:
+        run: opens; calls its argument between steps, which raises once nobody waits any more.
+        post: runs a function in the event loop.
+        abandoned: called on the thread once an open that nobody waited for has left nothing behind.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Callable[[], None]], OpenStore],
+        post: Callable[..., None],
+        abandoned: Callable[[], None],
+    ) -> None:
         self._run = run
+        self._post = post
+        self._when_abandoned = abandoned
         self._lock = threading.Lock()
         self._store: OpenStore | None = None
+        self._error: BaseException | None = None
         self._abandoned = False
+        self._done = anyio.Event()
 
-    def run(self) -> OpenStore:
-        """Open; on the thread."""
-        store = self._run()
-        with self._lock:
-            if not self._abandoned:
-                self._store = store
-                return store
-        store.close()
-        raise StoreClosedError("the task that opened the store was cancelled")
+    async def result(self) -> OpenStore:
+        """Open, and wait for it; a cancelled wait leaves it to end by itself."""
+        threading.Thread(target=self._work, name="pixelmemory-open", daemon=True).start()
+        try:
+            await self._done.wait()
+        except BaseException:
+            with self._lock:
+                self._abandoned = True
+                is_over = self._store is not None or self._error is not None
+            if is_over:
+                threading.Thread(target=self._clear, name="pixelmemory-close", daemon=True).start()
+            raise
+        if self._error is not None:
+            raise self._error
+        assert self._store is not None
+        return self._store
 
-    def abandon(self) -> None:
-        """The task is gone."""
+    def _check(self) -> None:
+        if self._abandoned:
+            raise StoreClosedError("the task that opened the store was cancelled")
+
+    def _work(self) -> None:
+        store = error = None
+        try:
+            store = self._run(self._check)
+        except BaseException as caught:  # noqa: BLE001 - it is the task's
+            error = caught
         with self._lock:
-            self._abandoned = True
-            store = self._store
-        if store is not None:
-            threading.Thread(target=store.close, name="pixelmemory-close", daemon=True).start()
+            self._store, self._error = store, error
+            abandoned = self._abandoned
+        if abandoned:
+            self._clear()
+        self._post(self._done.set)
+
+    def _clear(self) -> None:
+        try:
+            if self._store is not None:
+                self._store.close()
+        finally:
+            self._when_abandoned()
+
+
+#: how long a close goes on where its task was cancelled; afterwards it ends in the background
+CANCELLED_CLOSE_SECONDS = 0.5
+
+#: by the store's folder, without symbolic links: those that are opened, open or being closed in this process
+_engines: dict[str, Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _engines_lock
+    _engines_lock = threading.Lock()
+    _engines.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _Arguments(NamedTuple):
+    """What a store was opened with; a second handle on it must be opened with the same."""
+
+    schema: str | None
+    embedding: object
+    options: Options
+
+    @classmethod
+    def of(cls, schema: object, embedding_config: object, options: Options) -> _Arguments:
+        parsed = parse_schema(schema)
+        same = msgspec.structs.replace(options, home=None, progress=True)
+        return cls(None if parsed is None else parsed.fingerprint, parse_embedding_config(embedding_config), same)
+
+    def difference(self, other: _Arguments) -> str:
+        """The names of what differs, for a person."""
+        names = {"schema": "schema", "embedding": "embedding_config", "options": "options"}
+        return ", ".join(name for field, name in names.items() if getattr(self, field) != getattr(other, field))
 
 
 class Engine:
@@ -81,9 +162,14 @@ class Engine:
         last_lsn: the last LSN that a call on this engine was acknowledged with; 0 before the first.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, name: str, options: Options, arguments: _Arguments) -> None:
         self.options = options
         self.last_lsn = 0
+        self._folder = options.home_path() / name
+        self._key = os.path.realpath(self._folder)
+        self._arguments = arguments
+        #: handles that share it
+        self._handles = 1
         self._forks = forks()
         #: asyncio's loop, or trio's token
         self._loop: Any = anyio.lowlevel.current_token().native_token
@@ -93,6 +179,8 @@ class Engine:
         self._readers = anyio.CapacityLimiter(options.reader_threads_max)
         self._store: OpenStore | None = None
         self._closing = False
+        #: set once it is open, or could not be opened
+        self._opened = anyio.Event()
         self._closed = anyio.Event()
         #: what waits for the projection, once the store is open; loop
         self._visibility: Visibility | None = None
@@ -114,11 +202,53 @@ class Engine:
     ) -> Engine:
         """Open the store ``name``; see :class:`pixelmemory.AsyncMemory` for the arguments and errors.
 
-        ``files`` are the file operations of its log; for tests.
+        A store that is open in this event loop is shared: each handle calls :meth:`release` once.
+
+        Args:
+            files: the file operations of its log; for tests.
         """
-        self = cls(options)
+        made = cls(name, options, _Arguments.of(schema, embedding_config, options))
+        self = await made._or_who_has_it()
+        if self is not made:
+            return self
+        try:
+            await self._open(name, schema, embedding_config, files)
+        finally:
+            self._opened.set()
+        return self
+
+    async def _or_who_has_it(self) -> Engine:
+        """This engine; or the one in this event loop that has the store open, which is then shared.
+
+        Raises:
+            StoreLockedError: the store is open in another event loop, or with other arguments.
+        """
+        deadline = time.monotonic() + self.options.close_timeout_seconds
+        while True:
+            with _engines_lock:
+                other = _engines.setdefault(self._key, self)
+            if other is self:
+                return self
+            if other._loop is self._loop:
+                await other._opened.wait()
+                if not other._closing and other._store is not None:
+                    return other._share(self._folder, self._arguments)
+                await other._closed.wait()
+            elif other._closing and time.monotonic() < deadline:
+                await anyio.sleep(0.02)
+            else:
+                raise StoreLockedError(self._folder / "LOCK", os.getpid(), "in another event loop")
+
+    def _share(self, folder: Path, arguments: _Arguments) -> Engine:
+        if difference := self._arguments.difference(arguments):
+            raise StoreLockedError(folder / "LOCK", os.getpid(), f"with another {difference}")
+        self._handles += 1
+        return self
+
+    async def _open(self, name: str, schema: object, embedding_config: object, files: Files | None) -> None:
+        options = self.options
         opening = _Opening(
-            lambda: open_store(
+            lambda check: open_store(
                 name,
                 schema,
                 embedding_config,
@@ -126,12 +256,18 @@ class Engine:
                 on_commit=lambda appends: self._post(self._committed, appends),
                 on_watermark=lambda _lsn: self._post(self._advanced),
                 files=files,
-            )
+                check=check,
+            ),
+            self._post,
+            self._over,
         )
         try:
-            store = await anyio.to_thread.run_sync(opening.run)
+            store = await opening.result()
+        except anyio.get_cancelled_exc_class():
+            self._closing = True  # until the thread has ended, another open waits
+            raise
         except BaseException:
-            opening.abandon()
+            self._over()
             raise
         self._store = store
         self._visibility = Visibility(store)
@@ -141,18 +277,24 @@ class Engine:
             store.projection.projector.start()
             if store.projection.rebuilding:
                 await self._watch_rebuild(store)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                self._closing = True
-                await anyio.to_thread.run_sync(store.close)
+        except BaseException as error:
+            self._closing = True
+            await self._close_parts(_close_seconds(error))
             raise
-        return self
 
     async def _watch_rebuild(self, store: OpenStore) -> None:
+        """Wait until the tables are built, and show how far they are.
+
+        Raises:
+            ProjectionUnavailableError: nothing has moved for ``wait_timeout_seconds`` because of an error; not with
+                ``open_without_tables``.
+        """
         from tqdm import tqdm
 
         goal = store.log.durable_lsn
+        projector = store.projection.projector
         _logger.info("rebuilding the projection of %s from %d events", store.name, goal)
+        moved_at = time.monotonic()
         with tqdm(
             total=goal,
             desc=f"rebuilding {store.name}",
@@ -160,47 +302,117 @@ class Engine:
             file=sys.stderr,
             disable=not self.options.progress,
         ) as bar:
-            while (seen := store.projection.projector.watermark) < goal:
+            while (seen := projector.watermark) < goal:
+                if seen > bar.n or projector.blocked is None:
+                    moved_at = time.monotonic()
                 bar.update(seen - bar.n)
-                if (failure := store.projection.projector.failure) is not None:
-                    raise ProjectionUnavailableError(f"the rebuild stopped: {failure}") from failure
+                if projector.blocked is not None:
+                    bar.set_postfix_str(projector.blocked[:120])
+                failure, blocked = projector.failure, projector.blocked
+                if failure is not None or time.monotonic() - moved_at > self.options.wait_timeout_seconds:
+                    reason = f"the tables of {store.name} could not be built: {blocked or failure}"
+                    if not self.options.open_without_tables:
+                        raise ProjectionUnavailableError(
+                            f"{reason}. The log is whole; mend the cause and open the store again, or open it with "
+                            "Options(open_without_tables=True) to write"
+                        ) from failure
+                    _logger.error("%s", reason)
+                    return
                 await anyio.sleep(0.05)
             bar.update(goal - bar.n)
+
+    async def release(self) -> None:
+        """Close the store, if no other handle has it open."""
+        if self.owned:
+            self._handles -= 1
+            if self._handles <= 0:
+                await self.aclose()
+
+    def check_loop(self) -> None:
+        """Raise WrongThreadError in another event loop; nothing in a child of a fork."""
+        if self.owned:
+            self._check_loop("the store was opened in another event loop; close it there")
 
     async def aclose(self) -> None:
         """Drain what is durable into the projection (bounded by ``wait_timeout_seconds``), then close. Idempotent.
 
+        A cancelled close does not drain. What of it does not end soon then ends in the background.
+
         Raises:
             WrongThreadError: in another event loop.
         """
-        if forks() != self._forks:
+        if not self.owned:
             return
-        if self._running_loop() is not self._loop:
-            raise WrongThreadError("the store was opened in another event loop; close it there")
+        self._check_loop("the store was opened in another event loop; close it there")
         store = self._store
         if self._closing or store is None:
             if store is not None:
                 await self._closed.wait()
             return
         self._closing = True
-        with anyio.CancelScope(shield=True):
+        try:
+            await anyio.to_thread.run_sync(store.log.flush, abandon_on_cancel=True)
+            await self._visible.wait(store.log.durable_lsn, self.options.wait_timeout_seconds)
+        except (LogError, ProjectionUnavailableError, WaitTimeoutError) as error:
+            _logger.warning("closed before everything was visible (the next open goes on from there): %s", error)
+        except BaseException as error:
+            await self._close_parts(_close_seconds(error))
+            raise
+        await self._close_parts(None)
+
+    async def _close_parts(self, at_most_seconds: float | None) -> None:
+        """Close the store on a thread, and wait for it; None: as long as it takes, or until this is cancelled."""
+        store, errors = self._store, list[BaseException]()
+        assert store is not None
+
+        def close() -> None:
             try:
-                await anyio.to_thread.run_sync(store.log.flush)
-                await self._visible.wait(store.log.durable_lsn, self.options.wait_timeout_seconds)
-            except (LogError, ProjectionUnavailableError, WaitTimeoutError) as error:
-                _logger.warning("closed before everything was visible (the next open goes on from there): %s", error)
-            finally:
-                try:
-                    await anyio.to_thread.run_sync(store.close)
-                finally:
-                    self._closed.set()
-                    self._visible.close()
+                store.close()
+            except BaseException as error:
+                errors.append(error)
+                if self._closed.is_set():
+                    _logger.exception("the store was not closed cleanly")
+            self._over()
+
+        threading.Thread(target=close, name="pixelmemory-close", daemon=True).start()
+        try:
+            if at_most_seconds is None:
+                await self._closed.wait()
+        finally:
+            with anyio.move_on_after(at_most_seconds or CANCELLED_CLOSE_SECONDS, shield=True):
+                await self._closed.wait()
+        if errors:
+            raise errors[0]
+
+    def _over(self) -> None:
+        """Nothing of the store is open any more: the next open makes another engine. On any thread."""
+
+        def tell() -> None:
+            self._closing = True
+            self._closed.set()
+            if self._visibility is not None:
+                self._visibility.close()
+
+        with _engines_lock:
+            if _engines.get(self._key) is self:
+                del _engines[self._key]
+        self._post(tell)
+
+    def _check_loop(self, otherwise: str) -> None:
+        if self._running_loop() is not self._loop:
+            raise WrongThreadError(otherwise)
 
     def abandon(self) -> None:
-        """Close at once, without the loop: for a handle that was dropped. Blocking, brief; loses nothing durable."""
-        if self._store is not None and not self._closing and forks() == self._forks:
+        """As :meth:`release`, at once and without the loop: for a handle that was dropped. Loses nothing durable."""
+        if self._store is None or self._closing or not self.owned:
+            return
+        self._handles -= 1
+        if self._handles <= 0:
             self._closing = True
-            self._store.close()
+            try:
+                self._store.close()
+            finally:
+                self._over()
 
     def store(self) -> OpenStore:
         """The open parts.
@@ -216,8 +428,7 @@ class Engine:
             )
         if self._closing or self._store is None:
             raise StoreClosedError("the store is closed")
-        if self._running_loop() is not self._loop:
-            raise WrongThreadError("the store was opened in another event loop; open one store in one loop")
+        self._check_loop("the store was opened in another event loop; open one store in one loop")
         return self._store
 
     @property
@@ -290,6 +501,8 @@ class Engine:
         log = store.log
         if log.buffered_bytes >= self.options.buffer_bytes_max:
             return False
+        if store.projection.is_missing:
+            return True
         lag = log.durable_lsn + self._in_flight - store.projection.projector.watermark
         return lag == 0 or lag + event_count <= self.options.lag_events_max
 
@@ -447,6 +660,11 @@ class Engine:
                 "cause and call retry_dead_letters()"
             )
         return Health(not problems, tuple(problems))
+
+
+def _close_seconds(error: BaseException) -> float | None:
+    """How long to wait for a close because of ``error``; None: to its end."""
+    return CANCELLED_CLOSE_SECONDS if isinstance(error, anyio.get_cancelled_exc_class()) else None
 
 
 def _existing(store: OpenStore, namespace: str, memory_ids: Sequence[str]) -> set[str]:

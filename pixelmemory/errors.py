@@ -158,21 +158,26 @@ class StoreError(PixelmemoryError):
 
 
 class StoreLockedError(StoreError):
-    """Another process, or another handle of this one, has the store open.
+    """Another process has the store open; or this one has, in another event loop or with other arguments.
 
     Attributes:
         path: the lock's path, or the name of the projection that is in use.
         pid: the owner's process id, or None where it cannot be read.
+        how: for an owner in this process, how it differs, as a clause; else None.
     """
 
-    def __init__(self, path: Path | str, pid: int | None) -> None:
-        owner = f"process {pid}" if pid is not None else "another process"
-        super().__init__(
-            f"the store is already open in {owner} (lock: {path}). One process writes to a store at a time: "
-            "close it there, or open another store by another name or home"
-        )
+    def __init__(self, path: Path | str, pid: int | None, how: str | None = None) -> None:
+        if how is not None:
+            message = f"the store is already open in this process (pid {pid}), {how} (lock: {path}). Use the handle "
+            message += "that has it open, or close that first"
+        else:
+            owner = f"process {pid}" if pid is not None else "another process"
+            message = f"the store is already open in {owner} (lock: {path}). Only one process can open a store: close "
+            message += "it there, or open another store by another name or home"
+        super().__init__(message)
         self.path = path
         self.pid = pid
+        self.how = how
 
 
 class StoreClosedError(StoreError):

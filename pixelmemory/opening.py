@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ from pixelmemory.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     ModelMismatchError,
+    ProjectionUnavailableError,
     StoreError,
     UnembeddableTextError,
 )
@@ -142,7 +143,8 @@ def open_store(
         reembedded = _check_embedding(manifest, embedding, options)
         if reembedded and store.embedder is None and store.dimensions is not None:
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
-        _start_pixeltable(store.dimensions, options, check)
+        check()
+        missing = _start_pixeltable(store.dimensions, options, check)
         manifest = _renewed(manifest, embedding, store.dimensions, options).placed(folder)
         manifest.save(folder, files)
         store.log = Log.open(
@@ -160,12 +162,20 @@ def open_store(
             manifest.save(folder, files)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
         cache = _open_cache(store, embedding, options)
-        _open_projection(store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded)
+        check()
+        if missing is None:
+            missing = _open_projection(
+                store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded
+            )
+        if missing is not None:
+            _go_without(store, missing)
         store.maintenance = Maintenance(
             folder, manifest, log=store.log, projection=store.projection, cache=cache, files=files
         )
         stack.callback(store.maintenance.close)
-        store.maintenance.resume()
+        if missing is None:
+            store.maintenance.resume()
+        check()
         store._stack = stack.pop_all()
     return store
 
@@ -216,21 +226,43 @@ def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, 
     )
 
 
-def _start_pixeltable(dimensions: int | None, options: Options, check: Callable[[], None]) -> None:
-    """Start Pixeltable, and see whether it can index the vectors: before anything says what the store is made with."""
+def _start_pixeltable(
+    dimensions: int | None, options: Options, check: Callable[[], None]
+) -> ProjectionUnavailableError | None:
+    """Start Pixeltable, and see whether it can index the vectors: before anything says what the store is made with.
+
+    Returns:
+        None; or why it does not start, if the store is opened all the same.
+    """
     from pixelmemory.projection.database import start_pixeltable
 
-    start_pixeltable(
-        keep_http_server=options.keep_pixeltable_http_server,
-        timeout_seconds=options.database_timeout_seconds,
-        check=check,
-    )
+    try:
+        start_pixeltable(
+            keep_http_server=options.keep_pixeltable_http_server,
+            timeout_seconds=options.database_timeout_seconds,
+            check=check,
+        )
+    except ProjectionUnavailableError as error:
+        if not options.open_without_tables:
+            raise
+        return error
     from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16
 
     if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
         raise InvalidArgumentError(
             "embedding_config", f"gives {dimensions} dimensions; at most {DIMENSIONS_MAX_FP16} can be indexed"
         )
+    return None
+
+
+def _go_without(store: OpenStore, cause: ProjectionUnavailableError) -> None:
+    """Let the store take adds although it has no tables, as the user asked."""
+    from pixelmemory.projection.missing import MissingProjection
+    from pixelmemory.query import Query
+
+    _logger.error("the store %s is open without its tables: %s", store.name, cause)
+    store.projection = cast("Projection", MissingProjection(cause))
+    store.query = Query(store.projection)
 
 
 def _open_cache(store: OpenStore, embedding: str, options: Options) -> VectorCache | None:
@@ -249,31 +281,43 @@ def _open_projection(
     cache: VectorCache | None,
     on_watermark: Callable[[int], None],
     rebuild: bool,
-) -> None:
+) -> ProjectionUnavailableError | None:
+    """Open the projection; or return why it cannot be, if the store is opened all the same."""
+    from pixelmemory.projection.database import as_unavailable
     from pixelmemory.projection.layout import ProjectionState
     from pixelmemory.projection.projection import Projection
     from pixelmemory.query import Query
 
-    store.projection = Projection.open(
-        store.name,
-        manifest.tables_id or manifest.store_id,
-        ProjectionState(
-            store_id=str(manifest.history_id or manifest.store_id),
-            layout=options.layout.value,
-            embedding=embedding,
-            dimensions=store.dimensions,
-            schema=store.schema.fingerprint if store.schema is not None else None,
-        ),
-        log=store.log,
-        schema=store.schema,
-        embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
-        options=options,
-        rebuild=rebuild,
-        rewritten_lsn=manifest.rewritten_lsn,
-        on_watermark=on_watermark,
-    )
+    try:
+        projection = Projection.open(
+            store.name,
+            manifest.tables_id or manifest.store_id,
+            ProjectionState(
+                store_id=str(manifest.history_id or manifest.store_id),
+                layout=options.layout.value,
+                embedding=embedding,
+                dimensions=store.dimensions,
+                schema=store.schema.fingerprint if store.schema is not None else None,
+            ),
+            log=store.log,
+            schema=store.schema,
+            embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
+            options=options,
+            rebuild=rebuild,
+            rewritten_lsn=manifest.rewritten_lsn,
+            on_watermark=on_watermark,
+        )
+    except Exception as error:
+        unavailable = as_unavailable(error)
+        if unavailable is None:
+            raise
+        if not options.open_without_tables:
+            raise unavailable from error
+        return unavailable
+    store.projection = projection
     store._stack.callback(store.projection.close)
     store.query = Query(store.projection)
+    return None
 
 
 def _cached(embedder: Embedder, cache: VectorCache | None) -> Callable[[Sequence[str]], np.ndarray]:

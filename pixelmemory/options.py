@@ -109,6 +109,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     # -- reads
     #: default of ``consistency=`` waits
     wait_timeout_seconds: float = 60.0
+    #: open the store also where its tables cannot be built or reached: adds are taken, reads fail, health says why
+    open_without_tables: bool = False
+    #: how long a close waits for the batch that is being applied
+    close_timeout_seconds: float = 120.0
     #: threads that read at the same time
     reader_threads_max: int = 4
     #: connections to the database that the reads of all stores of this process have in use at the same time
@@ -158,6 +162,7 @@ _MINIMUM: dict[str, float] = {
     "retry_seconds_max": 0.001,
     "graph_rows_min": 0,
     "wait_timeout_seconds": 0.0,
+    "close_timeout_seconds": 0.0,
     "connection_idle_seconds": 0.1,
     "database_timeout_seconds": 0.0,
 }

@@ -41,10 +41,35 @@ class _Loop:
     """An event loop on a thread of its own, with a portal into it.
 
     In place of anyio's ``start_blocking_portal``, a generator, which waits for its thread when it is collected.
-    In the child of a fork, and as the interpreter ends, that is for ever.
+    In the child of a fork, and as the interpreter ends, that is for ever. The handles of one store share a loop.
     """
 
-    def __init__(self) -> None:
+    @classmethod
+    def borrow(cls, store: str) -> _Loop:
+        """The loop of ``store``, a path; each borrower gives it back once."""
+        with _loops_lock:
+            loop = _loops.get(store)
+            if loop is None:
+                loop = _loops[store] = cls(store)
+            loop._borrowers += 1
+            return loop
+
+    def give_back(self, *, cancel: bool = False) -> None:
+        """The last borrower stops it; ``cancel``: with what it does."""
+        with _loops_lock:
+            self._borrowers -= 1
+            if self._borrowers:
+                return
+            if _loops.get(self._store) is self:
+                del _loops[self._store]
+        if self.is_here():  # a handle that was collected there: it cannot wait for its own end
+            threading.Thread(target=self.stop, daemon=True).start()
+        else:
+            self.stop(cancel=cancel)
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._borrowers = 0
         started: Future[BlockingPortal] = Future()
         self.thread = threading.Thread(target=self._run, args=(started,), name="pixelmemory-loop", daemon=True)
         self.thread.start()
@@ -75,6 +100,20 @@ class _Loop:
         self.thread.join()
 
 
+#: by the path of the store
+_loops: dict[str, _Loop] = {}
+_loops_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _loops_lock
+    _loops_lock = threading.Lock()
+    _loops.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class Memory:
     """A memory store, for synchronous code; ready when constructed. Thread-safe.
 
@@ -87,7 +126,8 @@ class Memory:
     Every method blocks until its :class:`AsyncMemory` counterpart returns, and has its arguments, results and errors.
     Ctrl-C cancels the call in hand: an append that has begun is finished, never torn. Called inside a running event
     loop (a notebook, say) it works and blocks that loop; it warns of that once. A child process made by a fork gets
-    ``StoreForkedError``.
+    ``StoreForkedError``. A store that is opened again in the same process, with the same arguments, is the same store:
+    it is closed with the last of its handles.
 
     Args:
         name, schema, embedding_config, options: as for :class:`AsyncMemory`.
@@ -107,12 +147,13 @@ class Memory:
         self._memory = AsyncMemory(name, schema, embedding_config, options=options)
         self._pid = os.getpid()
         self._close_lock = threading.Lock()
-        self._loop: _Loop | None = _Loop()
+        loop = _Loop.borrow(os.path.realpath(self._memory._options.home_path() / self._memory._name))
+        self._loop: _Loop | None = loop
         try:
             self._call(self._memory._open)
         except BaseException:
-            loop, self._loop = self._loop, None
-            loop.stop(cancel=True)
+            self._loop = None
+            loop.give_back(cancel=True)
             if (engine := self._memory._engine) is not None:  # Ctrl-C came as the store was open already
                 engine.abandon()
             raise
@@ -140,7 +181,10 @@ class Memory:
             raise
 
     def close(self) -> None:
-        """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent."""
+        """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent.
+
+        Ctrl-C ends the wait; what is not visible yet becomes so after the next open.
+        """
         if os.getpid() != self._pid:
             return
         if self._loop is not None and self._loop.is_here():
@@ -150,9 +194,19 @@ class Memory:
                 return
             try:
                 self._call(self._memory.aclose)
-            finally:
+            except KeyboardInterrupt:
                 self._loop = None
-                loop.stop()
+                loop.give_back(cancel=True)
+                engine = self._memory._engine
+                if engine is not None and not self._memory._closed:  # its task had not begun
+                    threading.Thread(target=engine.abandon, name="pixelmemory-close", daemon=True).start()
+                raise
+            except BaseException:
+                self._loop = None
+                loop.give_back()
+                raise
+            self._loop = None
+            loop.give_back()
 
     def __enter__(self) -> Self:
         return self
@@ -176,10 +230,7 @@ class Memory:
             if not sys.is_finalizing():  # threads that could be waited for do not run any more
                 if engine is not None:
                     engine.abandon()
-                if loop.is_here():  # collected there: it cannot wait for its own end
-                    threading.Thread(target=loop.stop, daemon=True).start()
-                else:
-                    loop.stop()
+                loop.give_back()
 
     def __repr__(self) -> str:
         return repr(self._memory).replace("AsyncMemory", "Memory", 1)

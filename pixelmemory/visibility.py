@@ -28,6 +28,7 @@ class Visibility:
     def __init__(self, store: OpenStore) -> None:
         self._log = store.log
         self._projector = store.projection.projector
+        self._is_missing = store.projection.is_missing
         self._closed = False
         #: memories whose last event is not visible yet -> (last LSN of its frame, whether they exist after it)
         self._unseen: dict[Key, tuple[int, bool]] = {}
@@ -44,6 +45,8 @@ class Visibility:
 
     def committed(self, last_lsn: int, events: Iterable[MemoryEvent]) -> None:
         """A frame is durable: ``events`` are all of it, and ``last_lsn`` is of the last of them."""
+        if self._is_missing:
+            return  # nothing ever becomes visible, and nobody can ask
         added, deleted = (last_lsn, True), (last_lsn, False)
         keys: list[Key] = []
         for event in events:

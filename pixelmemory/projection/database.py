@@ -16,11 +16,12 @@ from typing import Any
 import psycopg
 import sqlalchemy as sql
 
-from pixelmemory.errors import ProjectionUnavailableError, StoreError, StoreForkedError
+from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
 from pixelmemory.projection.connections import connection_string, watch_engine
 from pixelmemory.projection.server import EmbeddedServer, locked_start
 
 __all__ = [
+    "as_unavailable",
     "connection_string",
     "embedded_folder",
     "empty_pixeltable_logs",
@@ -309,6 +310,15 @@ def is_infrastructure_error(error: BaseException) -> bool:
             return True
         cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
     return False
+
+
+def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:
+    """What ``error``, raised while the tables are opened, means to the caller: the database fails; None if not that."""
+    if isinstance(error, ProjectionUnavailableError):
+        return error
+    if isinstance(error, PixelmemoryError) or not is_infrastructure_error(error):
+        return None
+    return ProjectionUnavailableError(f"the tables cannot be opened: {first_line(error)}")
 
 
 def first_line(error: BaseException) -> str:

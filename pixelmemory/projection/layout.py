@@ -88,7 +88,7 @@ def find_folder(store_name: str, tables_id: uuid.UUID, history_id: str) -> str |
         history_id: of the manifest, else the store's id: the state of a projection of its own has it.
     """
     try:
-        names = [path.rpartition("/")[2] for path in pxt.list_dirs(ROOT, recursive=False)]
+        names: list[str] = [path.rpartition("/")[2] for path in pxt.list_dirs(ROOT, recursive=False)]
     except excs.NotFoundError:
         return None
     if (wanted := folder_name(store_name, tables_id)) in names:
@@ -103,7 +103,8 @@ def find_folder(store_name: str, tables_id: uuid.UUID, history_id: str) -> str |
         states = list(pxt.get_table(f"{ROOT}/{legacy}/state").select().collect())
     except excs.NotFoundError:
         return None
-    return legacy if any(row["store_id"] == history_id for row in states) else None
+    is_its = any(row["store_id"] == history_id for row in states)
+    return str(legacy) if is_its else None
 
 
 def legacy_folder_name(store_name: str) -> str:

@@ -54,7 +54,10 @@ class Projection:
     projector: Projector
     reads: ReadBackend
     rebuilding: bool
+    #: whether another stands in its place, which has no tables
+    is_missing = False
     _wait_timeout_seconds: float
+    _database_timeout_seconds: float
 
     def __init__(self, claim: Claim, store_id: str, source: VectorSource, graphs: GraphKeeper | None) -> None:
         self._claim = claim
@@ -134,6 +137,7 @@ class Projection:
         dead = tables.table("dead_letters")
         columns = {name: getattr(dead, name) for name in DeadLetter.__struct_fields__}
         self._wait_timeout_seconds = options.wait_timeout_seconds
+        self._database_timeout_seconds = options.database_timeout_seconds
         self.projector = Projector(
             log,
             tables,
@@ -152,7 +156,7 @@ class Projection:
 
     def _revive(self) -> None:
         """Bring the database back, and the claim on it."""
-        revive_server()
+        revive_server(self._database_timeout_seconds, self.projector.check_running)
         self._claim.renew()
 
     def namespace_table(self, namespace: str) -> pxt.Table:

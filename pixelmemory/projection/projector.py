@@ -35,6 +35,7 @@ from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
 from pixelmemory.projection.poison import apply_what_can_be
 from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer
+from pixelmemory.projection.stats import ProjectorStats
 
 __all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
 
@@ -72,28 +73,6 @@ PROJECTOR_FAULT_POINTS = (
     "projector.bisect.after",
     "projector.retry.applied",
 )
-
-
-class ProjectorStats(NamedTuple):
-    """What the projector has done since it was opened, and how it is."""
-
-    #: last LSN whose event is visible
-    watermark: int
-    #: transactions committed
-    batches: int
-    #: events applied
-    events: int
-    #: texts given to the model or the cache
-    texts_embedded: int
-    #: texts for which the model has no vector: their memories are found by metadata and time only
-    texts_unembeddable: int
-    #: seconds spent embedding, and applying
-    embed_seconds: float
-    apply_seconds: float
-    #: events that could not be applied
-    dead_letters: int
-    #: why nothing moves at the moment, or None
-    blocked: str | None
 
 
 class _Request(NamedTuple):
@@ -176,16 +155,17 @@ class Projector:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, timeout_seconds: float = 120.0) -> bool:
+    def stop(self) -> bool:
         """Stop after the batch in hand. What is not applied stays in the log for the next open.
 
         Returns:
-            Whether both threads have ended.
+            Whether both threads have ended, within ``close_timeout_seconds``.
         """
         self._stop_threads()
+        deadline = time.monotonic() + self._options.close_timeout_seconds
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
-                thread.join(timeout_seconds)
+                thread.join(max(0.0, deadline - time.monotonic()))
         self._fail_requests(ProjectionUnavailableError("the store was closed"))
         return not any(thread.is_alive() for thread in self._threads)
 
@@ -226,6 +206,11 @@ class Projector:
             len(self.dead_letters),
             self.blocked,
         )
+
+    def check_running(self) -> None:
+        """Raise ProjectionUnavailableError once it is being stopped: for what waits on one of its threads."""
+        if self._stopping.is_set():
+            raise ProjectionUnavailableError("the store was closed")
 
     # -- both threads
 

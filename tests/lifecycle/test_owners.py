@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -12,29 +13,127 @@ import threading
 import uuid
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.to_thread
 import pixeltable as pxt
 import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from engine_tools import answer_of, async_memory, open_memory, run_script, tables_path, vector, with_pixeltable
+from engine_tools import (
+    GIVEN,
+    answer_of,
+    async_memory,
+    open_memory,
+    options_at,
+    run_script,
+    tables_path,
+    vector,
+    with_pixeltable,
+)
 
 import pixelmemory.sync
-from pixelmemory import AsyncMemory, StoreLockedError, WrongThreadError
+from pixelmemory import AsyncMemory, Memory, StoreClosedError, StoreLockedError, WrongThreadError
+from pixelmemory.log import StoreLock
 from pixelmemory.projection.layout import legacy_folder_name
 
 # -------------------------------------------------------------------------------------------------------- two openers
 
 
-def test_a_second_handle_in_this_process_is_refused(tmp_path: Path, store_name: str) -> None:
+def test_a_second_handle_in_this_process_is_the_same_store(tmp_path: Path, store_name: str) -> None:
+    """As in a notebook, whose cell is run again. It is closed with its last handle."""
+    first = open_memory(tmp_path, store_name)
+    first.add_entry("one", embedding=vector(1))
+    second = open_memory(tmp_path, store_name)
+    assert second.count() == 1
+    second.add_entry("two", embedding=vector(2))
+    assert first.count() == 2
+    first.close()
+    first.close()
+    with pytest.raises(StoreClosedError):
+        first.count()
+    assert second.count() == 2
+    with open_memory(tmp_path, store_name) as third:
+        assert third.count() == 2
+    second.add_entry("three", embedding=vector(3))
+    second.close()
+    lock = StoreLock.acquire(tmp_path / store_name / "LOCK")
+    lock.release()
     with open_memory(tmp_path, store_name) as memory:
-        with pytest.raises(StoreLockedError) as caught:
-            open_memory(tmp_path, store_name)
+        assert memory.count() == 3
+
+
+def test_a_handle_that_is_dropped_leaves_the_others_open(tmp_path: Path, store_name: str) -> None:
+    memory = open_memory(tmp_path, store_name)
+    again = open_memory(tmp_path, store_name)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del memory
+        gc.collect()
+    assert [warning.category for warning in told] == [ResourceWarning]
+    again.add_entry("goes on", embedding=vector(1))
+    assert again.count() == 1
+    again.close()
+    StoreLock.acquire(tmp_path / store_name / "LOCK").release()
+
+
+@pytest.mark.anyio
+async def test_handles_of_one_event_loop_share_a_store(tmp_path: Path, store_name: str) -> None:
+    async with async_memory(tmp_path, store_name) as one:
+        opened: list[AsyncMemory] = []
+
+        async def open_another() -> None:
+            opened.append(await async_memory(tmp_path, store_name).__aenter__())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(open_another)
+        for number, each in enumerate(opened):
+            await each.add_entry("x", embedding=vector(number))
+        assert await one.count() == 5
+        for each in opened:
+            await each.aclose()
+        assert await one.count() == 5
+        with pytest.raises(StoreLockedError, match="another event loop"):
+            await anyio.to_thread.run_sync(open_memory, tmp_path, store_name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"embedding": None}, "embedding_config"),
+        ({"schema": {"a": int}}, "schema"),
+        ({"lag_events_max": 5}, "options"),
+    ],
+)
+def test_a_second_handle_with_other_arguments_is_refused(
+    tmp_path: Path, store_name: str, changes: dict[str, Any], what: str
+) -> None:
+    with open_memory(tmp_path, store_name) as memory:
+        options = {name: value for name, value in changes.items() if name not in ("embedding", "schema")}
+        given = options_at(tmp_path, **options)
+        with pytest.raises(StoreLockedError, match=f"this process .* with another {what}") as caught:
+            Memory(store_name, changes.get("schema"), changes.get("embedding", GIVEN), options=given)
         assert caught.value.pid == os.getpid()
-        assert str(os.getpid()) in str(caught.value)
         memory.add_entry("not disturbed", embedding=vector(1))
         assert memory.count() == 1
+
+
+def test_many_threads_that_open_one_store_share_it(tmp_path: Path, store_name: str) -> None:
+    def use(number: int) -> int:
+        with open_memory(tmp_path, store_name) as memory:
+            memory.add_entry("x", embedding=vector(number))
+            return memory.count()
+
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as threads:
+            counts = list(threads.map(use, range(16)))
+        assert max(counts) <= 48
+    with open_memory(tmp_path, store_name) as memory:
+        assert memory.count() == 48
 
 
 def test_another_process_is_refused_and_told_the_owner(tmp_path: Path, store_name: str) -> None:

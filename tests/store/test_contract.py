@@ -728,13 +728,17 @@ async def test_the_table_beneath(mem: AsyncMemory, ns: str) -> None:
 # -------------------------------------------------------------------------------------------- opening and closing
 
 
-async def test_a_store_that_is_open_is_not_opened_again(facade: str, options: Options) -> None:
+async def test_a_store_that_is_open_can_be_opened_again(facade: str, options: Options) -> None:
+    """With the same arguments it is the same store; with others it is refused."""
     name = f"contract_{next(_numbers)}"
     first = await open_facade(facade, name, None, None, options=options)
     try:
+        second = await open_facade(facade, name, None, None, options=options)
         with pytest.raises(StoreLockedError):
-            await open_facade(facade, name, None, None, options=options)
+            await open_facade(facade, name, {"year": int}, None, options=options)
         memory_id = await first.add_entry("still works")
+        assert await second.get_memory(memory_id) is not None
+        await second.aclose()
         assert await first.get_memory(memory_id) is not None
     finally:
         await first.aclose()
