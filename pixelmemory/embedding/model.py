@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -21,6 +20,7 @@ from pixelmemory.embedding.config import EmbeddingConfig
 from pixelmemory.embedding.fingerprint import model_digest
 from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError
+from pixelmemory.quiet import ignore_warnings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -341,8 +341,7 @@ def _quiet() -> Iterator[list[str]]:
     collector = _Collector()
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     bars: Any = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ignore_warnings():  # of torch and sentence-transformers
         with contextlib.suppress(ImportError):
             from transformers.utils import logging as bars  # it sets up its logger when imported
         had_bars = bars is not None and bars.is_progress_bar_enabled()

@@ -9,7 +9,6 @@ import os
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import psycopg
 
 from pixelmemory.errors import ProjectionUnavailableError, StoreLockedError
+from pixelmemory.quiet import ignore_warnings
 
 __all__ = [
     "ProjectionGuard",
@@ -53,15 +53,14 @@ def start_pixeltable(*, keep_http_server: bool) -> None:
         home = Path(os.environ.get("PIXELTABLE_HOME", Path.home() / ".pixeltable"))
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
+            with ignore_warnings():  # of urllib3, tenacity and platformdirs, which Pixeltable imports
                 import pixeltable as pxt
 
                 with contextlib.nullcontext() if keep_http_server else _without_http_server():
                     pxt.init()
             _close_socket_to_others()
         except Exception as error:
-            raise ProjectionUnavailableError(f"Pixeltable did not start: {error}") from error
+            raise ProjectionUnavailableError(f"Pixeltable did not start: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -276,9 +275,12 @@ def is_infrastructure_error(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0].partition(' in row {')[0]}"
+    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's.
+
+    Of an error without a text: its repr, so that it is never empty.
+    """
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0].partition(' in row {')[0]}" if text else repr(error)
 
 
 def is_missing_table(error: BaseException) -> bool:
