@@ -36,6 +36,7 @@ Errors carry their data as attributes and build their own message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = [
@@ -293,15 +294,20 @@ class ModelMismatchError(EmbeddingError):
     Attributes:
         stored: the fingerprint that the store holds.
         given: the fingerprint of the model it was opened with.
+        stored_model, given_model: the two as the message names them: the fingerprint where no name is known.
     """
 
-    def __init__(self, stored: str, given: str) -> None:
-        super().__init__(
-            f"the store was embedded with {stored}, and was opened with {given}. Open it with the same model, or "
-            "re-embed every memory with the new one: pass options=Options(reembed=True) once"
-        )
+    def __init__(
+        self, stored: str, given: str, stored_model: str | None = None, given_model: str | None = None
+    ) -> None:
         self.stored = stored
         self.given = given
+        self.stored_model = stored if stored_model is None else stored_model
+        self.given_model = given if given_model is None else given_model
+        super().__init__(
+            f"the store was made with {self.stored_model}, and was opened with {self.given_model}. Open it with the "
+            "same model, or re-embed every memory with the new one: pass options=Options(reembed=True) once"
+        )
 
 
 class ProjectionError(PixelmemoryError):
@@ -331,15 +337,25 @@ class ProjectionMismatchError(ProjectionError):
 
     Attributes:
         differences: what differs, for a person.
+        stored_fields: the schema's fields that the tables were made with, name to type; None where they are not known
+            (an earlier version wrote the store last).
+        given_fields: those that the store was opened with.
     """
 
-    def __init__(self, differences: str) -> None:
+    def __init__(
+        self,
+        differences: str,
+        stored_fields: Mapping[str, str] | None = None,
+        given_fields: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(
-            f"the projection was made with {differences}. Open the store as before, or rebuild the projection from the "
-            "log: pass options=Options(rebuild=True) once (columns and rows that were added to its tables directly "
-            "are lost)"
+            f"the store's tables do not fit what it was opened with: {differences}. Open the store as before, or "
+            "rebuild its tables from the log: pass options=Options(rebuild=True) once (columns and rows that were "
+            "added to the tables directly are lost)"
         )
         self.differences = differences
+        self.stored_fields = stored_fields
+        self.given_fields = given_fields
 
 
 class ProjectionUnavailableError(ProjectionError):
