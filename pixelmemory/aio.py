@@ -110,6 +110,7 @@ class AsyncMemory:
         """Open the store; the caller closes it with :meth:`aclose`.
 
         Raises:
+            PackageConflictError: another package of the import name is installed.
             StoreLockedError: it is open elsewhere.
             ModelLoadError, ModelMismatchError: the model cannot be loaded, or is not the store's.
             ManifestError, LogError: the store's files are damaged; nothing was changed.

@@ -14,6 +14,7 @@
      |   |- StoreClosedError                   used after close
      |   |- StoreForkedError                   used in a child after a fork
      |   |- WrongThreadError                   used from its own event loop's thread, or another loop
+     |   |- PackageConflictError               another package named pixelmemory is installed
      |   '- ManifestError                      MANIFEST missing, damaged or of another format
      |- LogError                               the write-ahead log
      |   |- LogCorruptError                    damage: segment, byte offset, LSN
@@ -54,6 +55,7 @@ __all__ = [
     "MemoryExistsError",
     "ModelLoadError",
     "ModelMismatchError",
+    "PackageConflictError",
     "PixelmemoryError",
     "ProjectionError",
     "ProjectionMismatchError",
@@ -186,6 +188,27 @@ class StoreForkedError(StoreError):
 
 class WrongThreadError(StoreError):
     """A call from the store's own thread, where it would deadlock, or from another event loop than it was opened in."""
+
+
+class PackageConflictError(StoreError):
+    """The distribution ``pixelmemory`` is installed, another project's, beside ``pixelmemory-engine``.
+
+    Both put files into one folder, so that whichever was installed last has replaced files of the other.
+
+    Attributes:
+        version: of that distribution.
+        path: where it is installed.
+    """
+
+    def __init__(self, version: str, path: Path) -> None:
+        super().__init__(
+            f"another project's package 'pixelmemory' {version} is installed in {path}, and has the same import name "
+            "as this one, 'pixelmemory-engine': files of the two replace each other. Run 'pip uninstall pixelmemory', "
+            "then install pixelmemory-engine again (pip install --force-reinstall --no-deps, with its wheel or clone), "
+            "or use a virtual environment for each"
+        )
+        self.version = version
+        self.path = path
 
 
 class ManifestError(StoreError):

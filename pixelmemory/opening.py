@@ -36,6 +36,7 @@ from pixelmemory.errors import (
     StoreError,
     UnembeddableTextError,
 )
+from pixelmemory.installed import check_installed
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.log.files import ensure_folder
 from pixelmemory.maintenance import Maintenance
@@ -122,12 +123,14 @@ def open_store(
 
     Raises:
         InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
+        PackageConflictError: another package has the same import name; asked at the first open of a process.
         StoreLockedError: the store is open elsewhere.
         StoreError: its folder cannot be made or used.
         ManifestError, LogError: its files are damaged.
         ModelLoadError, ModelMismatchError: its model.
         ProjectionError: its tables.
     """
+    check_installed()
     checked_name = check_name(name)
     parsed_schema = parse_schema(schema)
     config = parse_embedding_config(embedding_config)
