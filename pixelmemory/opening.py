@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -165,15 +165,11 @@ def open_store(
             has_log=manifest.has_log,
         )
         stack.callback(store.log.close)
-        if not manifest.has_log:
-            manifest = msgspec.structs.replace(manifest, has_log=True)
-            manifest.save(folder, files)
+        manifest = _saved(manifest, folder, files, has_log=True)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
         cache = _open_cache(store, embedding, options)
         _open_projection(store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded)
-        if manifest.schema != fields:  # only now do the tables have it
-            manifest = msgspec.structs.replace(manifest, schema=fields)
-            manifest.save(folder, files)
+        manifest = _saved(manifest, folder, files, schema=fields)  # only now do the tables have it
         store.maintenance = Maintenance(
             folder, manifest, log=store.log, projection=store.projection, cache=cache, files=files
         )
@@ -241,6 +237,14 @@ def _renewed(
         dimensions=dimensions,
         layout=options.layout.value,
     )
+
+
+def _saved(manifest: Manifest, folder: Path, files: Files | None, **changes: Any) -> Manifest:
+    """``manifest`` with ``changes``, written if they change anything."""
+    changed = msgspec.structs.replace(manifest, **changes)
+    if changed != manifest:
+        changed.save(folder, files)
+    return changed
 
 
 def _start_pixeltable(dimensions: int | None, options: Options) -> None:
