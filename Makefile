@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs check bench soak mutations
+.PHONY: help demo test lint format docs check wheel bench soak mutations
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -52,6 +52,11 @@ soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at t
 mutations: $(VENV)/.stamp-dev ## plant each bug of the mutation gate in a copy, and see what catches it
 	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest tests/faults/test_*_mutations.py \
 		-o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
+
+# without the dependencies: their versions are chosen where it is installed
+wheel: $(VENV)/.stamp-venv ## build the wheel pixelmemory_engine-*.whl into dist/
+	@rm -f dist/pixelmemory*.whl
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 check: lint docs test ## lint, docs and test: what a change has to pass
 

@@ -50,7 +50,7 @@ class DirectTable:
         know(of)
         self._of = of
         name = f"direct_{uuid.uuid4().hex[:12]}"
-        schema: dict[str, Any] = {"row": pxt.Required[pxt.Int], "content": pxt.String, "metadata": pxt.Json}
+        schema: dict[str, Any] = {"row": pxt.Int, "content": pxt.String, "metadata": pxt.Json}
         self._name = name
         start_pixeltable(keep_http_server=False)
         self.table: Any = pxt.create_table(name, schema, primary_key="row")

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import anyio.lowlevel
 
@@ -50,6 +50,16 @@ CHECKED_AT_ONCE = 200
 
 #: what a read waits for: this handle's own acknowledged writes, nothing, all that is durable now, or an LSN
 Consistency = Literal["session", "eventual", "strong"] | int
+
+
+def no_copies(handle: object) -> InvalidTypeError:
+    """The error for whoever pickles or copies a handle, perhaps by giving it to another process."""
+    kind = type(handle).__name__
+    return InvalidTypeError(
+        kind,
+        "cannot be pickled or copied: it holds the open files, threads and lock of its store. Give other processes the "
+        "store's name and let each open it, one process at a time; within one process, share the handle itself",
+    )
 
 
 class AsyncMemory:
@@ -111,6 +121,7 @@ class AsyncMemory:
         """Open the store; the caller closes it with :meth:`aclose`.
 
         Raises:
+            PackageConflictError: another package of the import name is installed.
             StoreLockedError: it is open elsewhere.
             ModelLoadError, ModelMismatchError: the model cannot be loaded, or is not the store's.
             ManifestError, LogError: the store's files are damaged; nothing was changed.
@@ -164,6 +175,9 @@ class AsyncMemory:
     def __repr__(self) -> str:
         state = "not open" if self._engine is None else "closed" if self._closed or self._engine.closed else "open"
         return f"<{type(self).__name__} {self._name!r} {state}>"
+
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        raise no_copies(self)
 
     def _running(self) -> tuple[Engine, OpenStore]:
         if self._engine is None:

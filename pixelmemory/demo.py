@@ -29,7 +29,7 @@ import anyio
 
 from pixelmemory import AsyncMemory, Options, PixelmemoryError, StoreLockedError
 
-INSTALL = "pip install 'pixelmemory[demo]'"
+INSTALL = "pip install '.[demo]', in a clone"
 try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn

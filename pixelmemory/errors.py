@@ -14,6 +14,7 @@
      |   |- StoreClosedError                   used after close
      |   |- StoreForkedError                   used in a child after a fork
      |   |- WrongThreadError                   used from its own event loop's thread, or another loop
+     |   |- PackageConflictError               another package named pixelmemory is installed
      |   '- ManifestError                      MANIFEST missing, damaged or of another format
      |- LogError                               the write-ahead log
      |   |- LogCorruptError                    damage: segment, byte offset, LSN
@@ -36,6 +37,7 @@ Errors carry their data as attributes and build their own message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "MemoryExistsError",
     "ModelLoadError",
     "ModelMismatchError",
+    "PackageConflictError",
     "PixelmemoryError",
     "ProjectionError",
     "ProjectionMismatchError",
@@ -192,6 +195,27 @@ class WrongThreadError(StoreError):
     """A call from the store's own thread, where it would deadlock, or from another event loop than it was opened in."""
 
 
+class PackageConflictError(StoreError):
+    """The distribution ``pixelmemory`` is installed, another project's, beside ``pixelmemory-engine``.
+
+    Both put files into one folder, so that whichever was installed last has replaced files of the other.
+
+    Attributes:
+        version: of that distribution.
+        path: where it is installed.
+    """
+
+    def __init__(self, version: str, path: Path) -> None:
+        super().__init__(
+            f"another project's package 'pixelmemory' {version} is installed in {path}, and has the same import name "
+            "as this one, 'pixelmemory-engine': files of the two replace each other. Run 'pip uninstall pixelmemory', "
+            "then install pixelmemory-engine again (pip install --force-reinstall --no-deps, with its wheel or clone), "
+            "or use a virtual environment for each"
+        )
+        self.version = version
+        self.path = path
+
+
 class ManifestError(StoreError):
     """The MANIFEST is missing, damaged, or of a format this version does not read.
 
@@ -298,15 +322,20 @@ class ModelMismatchError(EmbeddingError):
     Attributes:
         stored: the fingerprint that the store holds.
         given: the fingerprint of the model it was opened with.
+        stored_model, given_model: the two as the message names them: the fingerprint where no name is known.
     """
 
-    def __init__(self, stored: str, given: str) -> None:
-        super().__init__(
-            f"the store was embedded with {stored}, and was opened with {given}. Open it with the same model, or "
-            "re-embed every memory with the new one: pass options=Options(reembed=True) once"
-        )
+    def __init__(
+        self, stored: str, given: str, stored_model: str | None = None, given_model: str | None = None
+    ) -> None:
         self.stored = stored
         self.given = given
+        self.stored_model = stored if stored_model is None else stored_model
+        self.given_model = given if given_model is None else given_model
+        super().__init__(
+            f"the store was made with {self.stored_model}, and was opened with {self.given_model}. Open it with the "
+            "same model, or re-embed every memory with the new one: pass options=Options(reembed=True) once"
+        )
 
 
 class ProjectionError(PixelmemoryError):
@@ -336,15 +365,25 @@ class ProjectionMismatchError(ProjectionError):
 
     Attributes:
         differences: what differs, for a person.
+        stored_fields: the schema's fields that the tables were made with, name to type; None where they are not known
+            (an earlier version wrote the store last).
+        given_fields: those that the store was opened with.
     """
 
-    def __init__(self, differences: str) -> None:
+    def __init__(
+        self,
+        differences: str,
+        stored_fields: Mapping[str, str] | None = None,
+        given_fields: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(
-            f"the projection was made with {differences}. Open the store as before, or rebuild the projection from the "
-            "log: pass options=Options(rebuild=True) once (columns and rows that were added to its tables directly "
-            "are lost)"
+            f"the store's tables do not fit what it was opened with: {differences}. Open the store as before, or "
+            "rebuild its tables from the log: pass options=Options(rebuild=True) once (columns and rows that were "
+            "added to the tables directly are lost)"
         )
         self.differences = differences
+        self.stored_fields = stored_fields
+        self.given_fields = given_fields
 
 
 class ProjectionUnavailableError(ProjectionError):

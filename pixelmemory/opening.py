@@ -15,12 +15,20 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
-from pixelmemory.embedding import Embedder, EmbeddingConfig, VectorCache, open_embedder, parse_embedding_config
+from pixelmemory.embedding import (
+    Embedder,
+    EmbeddingConfig,
+    VectorCache,
+    embedding_label,
+    open_embedder,
+    parse_embedding_config,
+    tell_apart,
+)
 from pixelmemory.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -29,6 +37,7 @@ from pixelmemory.errors import (
     StoreError,
     UnembeddableTextError,
 )
+from pixelmemory.installed import check_installed
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.log.files import ensure_folder
 from pixelmemory.maintenance import Maintenance
@@ -117,12 +126,14 @@ def open_store(
 
     Raises:
         InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
+        PackageConflictError: another package has the same import name; asked at the first open of a process.
         StoreLockedError: the store is open elsewhere.
         StoreError: its folder cannot be made or used.
         ManifestError, LogError: its files are damaged.
         ModelLoadError, ModelMismatchError: its model.
         ProjectionError: its tables.
     """
+    check_installed()
     checked_name = check_name(name)
     parsed_schema = parse_schema(schema)
     config = parse_embedding_config(embedding_config)
@@ -139,13 +150,14 @@ def open_store(
             raise StoreError(f"the store's folder {folder} cannot be used: {error}") from error
         stack.callback(lock.release)
         manifest = Manifest.load(folder, files)
-        embedding = _open_embedding(store, config)
-        reembedded = _check_embedding(manifest, embedding, options)
+        embedding, label = _open_embedding(store, config)
+        reembedded = _check_embedding(manifest, embedding, label, options)
         if reembedded and store.embedder is None and store.dimensions is not None:
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         check()
         missing = _start_pixeltable(store.dimensions, options, check)
-        manifest = _renewed(manifest, embedding, store.dimensions, options).placed(folder)
+        fields = {} if store.schema is None else store.schema.fields
+        manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)
         manifest.save(folder, files)
         store.log = Log.open(
             folder,
@@ -157,9 +169,7 @@ def open_store(
             has_log=manifest.has_log,
         )
         stack.callback(store.log.close)
-        if not manifest.has_log:
-            manifest = msgspec.structs.replace(manifest, has_log=True)
-            manifest.save(folder, files)
+        manifest = _saved(manifest, folder, files, has_log=True)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
         cache = _open_cache(store, embedding, options)
         check()
@@ -167,7 +177,9 @@ def open_store(
             missing = _open_projection(
                 store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded
             )
-        if missing is not None:
+        if missing is None:
+            manifest = _saved(manifest, folder, files, schema=fields)  # only now do the tables have it
+        else:
             _go_without(store, missing)
         store.maintenance = Maintenance(
             folder, manifest, log=store.log, projection=store.projection, cache=cache, files=files
@@ -180,16 +192,17 @@ def open_store(
     return store
 
 
-def _open_embedding(store: OpenStore, config: EmbeddingConfig | None) -> str:
-    """Load the model, and return the text that identifies it."""
+def _open_embedding(store: OpenStore, config: EmbeddingConfig | None) -> tuple[str, str]:
+    """Load the model, and return the text that identifies it and the one that names it."""
     if config is None:
-        return NO_EMBEDDING
+        return NO_EMBEDDING, embedding_label(NO_EMBEDDING, None)
     store.embedder = open_embedder(config, _function_embedder)
     if store.embedder is not None:
         store.dimensions = store.embedder.dimensions
-        return store.embedder.fingerprint
+        return store.embedder.fingerprint, store.embedder.label
     store.dimensions = config.dimensions
-    return f"given:{config.dimensions}"
+    given = f"given:{config.dimensions}"
+    return given, embedding_label(given, None)
 
 
 def _function_embedder(config: EmbeddingConfig) -> Embedder:
@@ -198,7 +211,7 @@ def _function_embedder(config: EmbeddingConfig) -> Embedder:
     return FunctionEmbedder(config)
 
 
-def _check_embedding(manifest: Manifest | None, embedding: str, options: Options) -> bool:
+def _check_embedding(manifest: Manifest | None, embedding: str, label: str, options: Options) -> bool:
     """Whether every memory has to be embedded anew, as the user asked.
 
     Raises:
@@ -206,24 +219,45 @@ def _check_embedding(manifest: Manifest | None, embedding: str, options: Options
     """
     if manifest is None or manifest.embedding in (None, embedding):
         return False
+    stored = str(manifest.embedding)
+    names = tell_apart((stored, manifest.embedding_label), (embedding, label))
     if not options.reembed:
-        raise ModelMismatchError(str(manifest.embedding), embedding)
-    _logger.warning("re-embedding the store: %s becomes %s", manifest.embedding, embedding)
+        raise ModelMismatchError(stored, embedding, *names)
+    _logger.warning("re-embedding the store: %s becomes %s", *names)
     return True
 
 
-def _renewed(manifest: Manifest | None, embedding: str, dimensions: int | None, options: Options) -> Manifest:
-    """The manifest of this open: made if there is none, and with the next epoch."""
+def _renewed(
+    manifest: Manifest | None,
+    embedding: str,
+    label: str,
+    dimensions: int | None,
+    fields: dict[str, str],
+    options: Options,
+) -> Manifest:
+    """The manifest of this open: made if there is none, and with the next epoch.
+
+    The schema of one that exists stays for now: it says how its tables were made.
+    """
     if manifest is None:
-        manifest = Manifest(store_id=uuid.uuid4(), created_at_us=time.time_ns() // 1000)
+        manifest = Manifest(store_id=uuid.uuid4(), created_at_us=time.time_ns() // 1000, schema=fields)
     return msgspec.structs.replace(
         manifest,
         format_version=FORMAT_VERSION,
         epoch=manifest.epoch + 1,
         embedding=embedding,
+        embedding_label=label,
         dimensions=dimensions,
         layout=options.layout.value,
     )
+
+
+def _saved(manifest: Manifest, folder: Path, files: Files | None, **changes: Any) -> Manifest:
+    """``manifest`` with ``changes``, written if they change anything."""
+    changed = msgspec.structs.replace(manifest, **changes)
+    if changed != manifest:
+        changed.save(folder, files)
+    return changed
 
 
 def _start_pixeltable(
@@ -304,6 +338,7 @@ def _open_projection(
             embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
             options=options,
             rebuild=rebuild,
+            recorded_fields=manifest.schema,
             rewritten_lsn=manifest.rewritten_lsn,
             on_watermark=on_watermark,
         )

@@ -29,7 +29,7 @@ from msgspec import inspect
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, SchemaViolationError, brief
 from pixelmemory.values import check_timestamp
 
-__all__ = ["ColumnKind", "Schema", "parse_schema"]
+__all__ = ["ColumnKind", "Schema", "fields_fingerprint", "parse_schema"]
 
 
 class ColumnKind(enum.Enum):
@@ -78,11 +78,12 @@ class Schema:
     def __init__(self, model: Any, columns: Mapping[str, ColumnKind]) -> None:
         self._model = model
         self.columns: dict[str, ColumnKind] = dict(columns)
-        text = "\n".join(f"{name}:{kind.value}" for name, kind in sorted(self.columns.items()))
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+        #: field name -> the name of its type; what :func:`fields_fingerprint` takes
+        self.fields: dict[str, str] = {name: kind.value for name, kind in columns.items()}
+        self.fingerprint = fields_fingerprint(self.fields)
 
     def __repr__(self) -> str:
-        return f"Schema({', '.join(f'{name}: {kind.value}' for name, kind in self.columns.items())})"
+        return f"Schema({', '.join(f'{name}: {kind}' for name, kind in self.fields.items())})"
 
     def check(self, metadata: dict[str, Any], field: str = "metadata") -> None:
         """Check metadata in its stored form (what ``decode_metadata`` returns). Keys outside the schema are allowed.
@@ -106,6 +107,12 @@ class Schema:
         TIMESTAMP is an aware datetime in UTC; JSON is the value itself.
         """
         return {name: _column_value(metadata.get(name), kind) for name, kind in self.columns.items()}
+
+
+def fields_fingerprint(fields: Mapping[str, str]) -> str:
+    """Digest of a schema's fields, name to type, in any order: 32 hexadecimal digits."""
+    text = "\n".join(f"{name}:{kind}" for name, kind in sorted(fields.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _violation(message: str, field: str) -> SchemaViolationError:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from pixelmemory.aio import DEFAULT_EMBEDDING, DEFAULT_NAMESPACE, AsyncMemory, Consistency
+from pixelmemory.aio import DEFAULT_EMBEDDING, DEFAULT_NAMESPACE, AsyncMemory, Consistency, no_copies
 from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.options import Options
@@ -231,6 +231,9 @@ class Memory:
                 if engine is not None:
                     engine.abandon()
                 loop.give_back()
+
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        raise no_copies(self)
 
     def __repr__(self) -> str:
         return repr(self._memory).replace("AsyncMemory", "Memory", 1)

@@ -64,7 +64,7 @@ def test_every_error_is_exported_and_explained() -> None:
 #: modules that may import those of their own line and of the lines before it
 TIERS = (
     ("errors",),
-    ("events", "models", "options", "process"),
+    ("events", "models", "options", "process", "quiet", "installed"),
     ("values", "schema", "filters", "embedding"),
     ("log",),
     ("projection",),
@@ -370,12 +370,28 @@ def test_every_requirement_is_bounded_pinned_and_explained() -> None:
     assert "torch" in pins
 
 
+def test_no_page_installs_the_package_of_another_project() -> None:
+    """Ours is ``pixelmemory-engine``, and not on the index; ``pixelmemory`` there is another."""
+    project = _project()
+    assert project["name"] == "pixelmemory-engine"
+    assert project["scripts"] == {"pixelmemory": "pixelmemory.cli:main"}
+    assert project["version"] == pixelmemory.__version__
+    bare = re.compile(r"pip3? install[^\n#]*[\s'\"]pixelmemory(?![\w-])")
+    assert bare.search("pip install -U 'pixelmemory[demo]'")
+    assert not bare.search("pip install dist/pixelmemory_engine-0.1.0-py3-none-any.whl")
+    assert not bare.search((ROOT / "README.md").read_text())
+    for path in [*PAGES, *PACKAGE.rglob("*.py")]:
+        text = path.read_text()
+        blocks = re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL) if path.suffix == ".md" else [text]
+        assert not any(map(bare.search, blocks)), path
+
+
 def test_make_lists_its_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = {name for line in re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE) for name in line.split()}
     listed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^ +make (\S+)  +\S", listed, re.MULTILINE)) == phony
-    assert {"help", "demo", "test", "lint", "docs", "check"} <= phony
+    assert {"help", "demo", "test", "lint", "docs", "check", "wheel"} <= phony
 
 
 def test_continuous_integration_runs_make_alone() -> None:

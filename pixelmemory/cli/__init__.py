@@ -13,6 +13,7 @@ from pixelmemory.cli.repair import add_repair
 from pixelmemory.cli.show import add_log
 from pixelmemory.cli.verify import add_verify
 from pixelmemory.errors import PixelmemoryError
+from pixelmemory.installed import check_installed
 
 __all__ = ["main"]
 
@@ -41,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets its escape
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        check_installed()
+        arguments = _parser().parse_args(argv)
+        run: Callable[[argparse.Namespace], int] = arguments.run
         status = run(arguments)
         sys.stdout.flush()
         return status

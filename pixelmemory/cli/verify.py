@@ -23,8 +23,10 @@ from pixelmemory.cli.common import (
     progress,
     show,
 )
+from pixelmemory.embedding import embedding_label
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.events import EventRemoved
+from pixelmemory.log import Manifest
 from pixelmemory.log.export import is_placeholder, json_line
 from pixelmemory.log.inspection import Batch, Damage, DamageKind, LogInspection, owner_pid
 from pixelmemory.log.record import FrameKind
@@ -138,6 +140,9 @@ class Report(msgspec.Struct):
     reason: str | None = None
     #: an erase was begun and is not finished
     erasing: bool = False
+    #: what the store's vectors come from, and the fields of its schema; None where the MANIFEST does not say
+    model: str | None = None
+    schema: dict[str, str] | None = None
 
     @property
     def findings(self) -> int:
@@ -168,6 +173,8 @@ class Report(msgspec.Struct):
             "store": _plain(str(self.store)),
             "store_id": self.store_id,
             "epoch": self.epoch,
+            "model": self.model,
+            "schema": self.schema,
             "open_in_process": self.open_in_process,
             "erasing": self.erasing,
             "log": log,
@@ -187,6 +194,10 @@ class Report(msgspec.Struct):
     def show(self) -> None:
         """Print it."""
         show("store", printable(str(self.store)), f"id {self.store_id or 'unknown'}, epoch {self.epoch}")
+        if self.model is not None:
+            show("model", printable(self.model))
+        if self.schema:
+            show("schema", printable(", ".join(f"{name}: {kind}" for name, kind in self.schema.items())))
         if self.open_in_process is not None:
             show("open", f"in process {self.open_in_process}; what is said here is as of the check")
         manifest = [d for d in [*self.log.damage, *self.log.later_version] if d.path.name == "MANIFEST"]
@@ -312,6 +323,7 @@ def _look(
     total = sum(path.stat().st_size for path in (folder / "log").glob("*.log"))
     with progress(2 * total, "reading the log") as on_read:  # it is read by recovery's rules, and event by event
         inspection = LogInspection(folder, on_read=on_read)
+        manifest = inspection.manifest
         report = Report(
             folder,
             str(inspection.store_id) if inspection.store_id is not None else None,
@@ -320,7 +332,9 @@ def _look(
             LogReport(),
             "pixelmemory" if snapshot is None else snapshot.path,
             reason=reason,
-            erasing=inspection.manifest is not None and inspection.manifest.erasing is not None,
+            erasing=manifest is not None and manifest.erasing is not None,
+            model=_model(manifest),
+            schema=None if manifest is None else manifest.schema,
         )
         fold: Fold | None = None
         if snapshot is not None:
@@ -337,6 +351,13 @@ def _look(
     if report.log.damage and not final and before != inspection.listing():
         return None, None
     return report, fold
+
+
+def _model(manifest: Manifest | None) -> str | None:
+    """The store's model as the MANIFEST has it, by name or else by fingerprint."""
+    if manifest is None or manifest.embedding is None:
+        return None
+    return embedding_label(manifest.embedding, manifest.embedding_label)
 
 
 def _prepare_fold(report: Report, inspection: LogInspection, snapshot: ProjectionSnapshot) -> Fold | None:

@@ -12,7 +12,16 @@ hub), ``fingerprint`` identifies them, ``model`` runs them, ``vector_cache`` kee
 from __future__ import annotations
 
 from pixelmemory.embedding.config import EmbeddingConfig, parse_embedding_config
+from pixelmemory.embedding.fingerprint import embedding_label, tell_apart
 from pixelmemory.embedding.model import Embedder, open_embedder
 from pixelmemory.embedding.vector_cache import VectorCache
 
-__all__ = ["Embedder", "EmbeddingConfig", "VectorCache", "open_embedder", "parse_embedding_config"]
+__all__ = [
+    "Embedder",
+    "EmbeddingConfig",
+    "VectorCache",
+    "embedding_label",
+    "open_embedder",
+    "parse_embedding_config",
+    "tell_apart",
+]

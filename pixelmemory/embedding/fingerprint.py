@@ -1,4 +1,4 @@
-"""What identifies a model: a digest of the files that decide its vectors, wherever they lie.
+"""What identifies a model, and what names it: a digest of the files that decide its vectors; a label.
 
 Configurations and tokenizers are hashed as they are. Weights are covered in full too, not sampled, since a fine-tuned
 copy may differ in one tensor: each MiB goes in as its CRC-32 (gigabytes a second), so that two files of one length
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["model_digest"]
+__all__ = ["embedding_label", "model_digest", "tell_apart"]
 
 _CHUNK_BYTES = 1024 * 1024
 #: written for training or generation, or (prompts) named in the fingerprint by what they come to
@@ -68,3 +69,45 @@ def _summary(path: Path) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(chunk):
             yield zlib.crc32(chunk[:count]).to_bytes(4, "little") if weights else bytes(chunk[:count])
+
+
+#: one setting in a model's fingerprint; prompts are JSON strings
+_SETTING = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
+
+
+def embedding_label(fingerprint: str, label: str | None) -> str:
+    """How a message names what a store's vectors come from.
+
+    Args:
+        fingerprint: of a model or function, or what stands for given vectors and for none.
+        label: the model's name, where it is known.
+    """
+    if label is not None:
+        return label
+    kind, _, rest = fingerprint.partition(":")
+    if fingerprint == "none":
+        return "no model"
+    if kind == "given":
+        return f"vectors of your own ({rest} dimensions)"
+    if kind == "function":
+        name, _, dimensions = rest.rpartition(":")
+        return f"the Pixeltable function {name} ({dimensions} dimensions)"
+    return fingerprint
+
+
+def tell_apart(stored: tuple[str, str | None], given: tuple[str, str | None]) -> tuple[str, str]:
+    """How a message names two embeddings, each a fingerprint and a label, that are not the same.
+
+    Two models of one name, and one model with other settings, are named with the settings that differ.
+    """
+    names = embedding_label(*stored), embedding_label(*given)
+    settings, others = dict(_SETTING.findall(stored[0])), dict(_SETTING.findall(given[0]))
+    one_model = "model" in settings and settings["model"] == others.get("model")
+    if names[0] != names[1] and not one_model:
+        return names
+    differing = [key for key in settings if settings[key] != others.get(key)]
+
+    def named(name: str, of: dict[str, str]) -> str:
+        return f"{name} with {', '.join(f'{key}={of.get(key)}' for key in differing)}" if differing else name
+
+    return named(names[0], settings), named(names[1], others)

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from pixelmemory.embedding.config import EmbeddingConfig
 from pixelmemory.embedding.fingerprint import model_digest
 from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
-from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError
+from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError, shortened
+from pixelmemory.quiet import ignore_warnings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -49,6 +49,10 @@ class Embedder(Protocol):
     @property
     def fingerprint(self) -> str:
         """Stable text for everything that decides its vectors; the same on every machine."""
+
+    @property
+    def label(self) -> str:
+        """What a person knows it by; nothing of this machine in it."""
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of memories' contents.
@@ -113,6 +117,7 @@ class SentenceTransformerEmbedder:
         self.query_prompt, self.document_prompt = _prompts(self._model, source, config)
         self.dimensions = self._measure(source, config)
         self.fingerprint = _fingerprint(source, config, self)
+        self.label = _label(source, self.dimensions)
         _log.info("loaded %s on %s, %d dimensions", source.name, self._model.device, self.dimensions)
 
     def __repr__(self) -> str:
@@ -296,6 +301,14 @@ def _fingerprint(source: ModelSource, config: EmbeddingConfig, embedder: Sentenc
     )
 
 
+def _label(source: ModelSource, dimensions: int) -> str:
+    """The id on the hub, or the last part of the folder's path. A folder in the hub's cache bears its model's id."""
+    cached = source.name.startswith("models--")
+    name = source.name.removeprefix("models--").replace("--", "/") if cached else source.name
+    kind = "" if source.from_hub or cached else "a folder, "
+    return f"{shortened(name, 200)} ({kind}{dimensions} dimensions)"
+
+
 class _FairLock:
     """A lock that is granted in the order of asking. ``threading.Lock`` would let a thread that embeds batch after
     batch take it again and again, past a query that waits."""
@@ -341,8 +354,7 @@ def _quiet() -> Iterator[list[str]]:
     collector = _Collector()
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     bars: Any = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ignore_warnings():  # of torch and sentence-transformers
         with contextlib.suppress(ImportError):
             from transformers.utils import logging as bars  # it sets up its logger when imported
         had_bars = bars is not None and bars.is_progress_bar_enabled()

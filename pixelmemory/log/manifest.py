@@ -83,10 +83,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     #: identifies the model that the store's vectors were made with; None before there is one
     embedding: str | None = None
+    #: how messages name that model: nothing of this machine in it; None in a store that an earlier version wrote last
+    embedding_label: str | None = None
     #: of those vectors; None where there are none
     dimensions: int | None = None
     #: the projection's layout, a value of ``Layout``
     layout: str = "per_namespace"
+    #: the schema's fields that the tables were made with, name to type; empty without a schema, None where an earlier
+    #: version wrote the store last
+    schema: dict[str, str] | None = None
     #: the log's first segment was made: from then on a log without segments is a loss, and no new log
     has_log: bool = False
     #: when the store was created, microseconds since the epoch, UTC

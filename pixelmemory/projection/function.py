@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelmemory.embedding import EmbeddingConfig
+from pixelmemory.embedding import EmbeddingConfig, embedding_label
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError
 
 __all__ = ["FunctionEmbedder"]
@@ -43,6 +43,7 @@ class FunctionEmbedder:
             )
         self.dimensions = len(probe)
         self.fingerprint = f"function:{self._function.self_path or self._function.name}:{self.dimensions}"
+        self.label = embedding_label(self.fingerprint, None)
 
     def __repr__(self) -> str:
         return f"FunctionEmbedder({self.fingerprint})"

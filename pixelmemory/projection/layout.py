@@ -180,16 +180,16 @@ class TableSet:
         """Make an empty projection with its checkpoint at 0. The state row comes last: without it there is none."""
         pxt.create_dir(self.path, parents=True, if_exists="ignore")
         fault_point("projection.after_folder")
-        registry = {"namespace_key": pxt.Required[pxt.UUID], "namespace": pxt.String, "table_name": pxt.String}
+        registry = {"namespace_key": pxt.UUID, "namespace": pxt.String, "table_name": pxt.String}
         dead = {
-            "lsn": pxt.Required[pxt.Int],
+            "lsn": pxt.Int,
             "namespace": pxt.String,
             "memory_id": pxt.String,
             "error": pxt.String,
             "blocked_by": pxt.Int | None,
         }
         state = {
-            "key": pxt.Required[pxt.Int],
+            "key": pxt.Int,
             "checkpoint_lsn": pxt.Int,
             "store_id": pxt.String,
             "layout": pxt.String,
@@ -276,12 +276,12 @@ class TableSet:
 
     def columns(self) -> dict[str, Any]:
         """The columns of a table of memories, with their types."""
-        columns: dict[str, Any] = {"memory_id": pxt.Required[pxt.UUID]}
+        columns: dict[str, Any] = {"memory_id": pxt.UUID}
         if self.shared:
-            columns = {"namespace_key": pxt.Required[pxt.UUID], **columns, "namespace": pxt.String | None}
+            columns = {"namespace_key": pxt.UUID, **columns, "namespace": pxt.String | None}
         columns |= {
             "id_text": pxt.String | None,
-            "content": pxt.Required[pxt.String],
+            "content": pxt.String,
             "metadata": pxt.Json | None,
             "metadata_text": pxt.String | None,
             "timestamp": pxt.Timestamp | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 
 import pixeltable as pxt
@@ -13,7 +13,6 @@ import pixeltable as pxt
 from pixelmemory.errors import (
     CheckpointAheadError,
     PixelmemoryError,
-    ProjectionMismatchError,
     ProjectionUnavailableError,
 )
 from pixelmemory.log import Erasure, Log
@@ -25,6 +24,7 @@ from pixelmemory.projection.database import first_line, revive_server
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import ProjectionState, TableSet, find_folder, folder_name
+from pixelmemory.projection.mismatch import find_mismatch
 from pixelmemory.projection.preparation import EmbedTexts
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
@@ -80,6 +80,7 @@ class Projection:
         rebuild: bool,
         rewritten_lsn: int,
         on_watermark: Callable[[int], None],
+        recorded_fields: Mapping[str, str] | None = None,
     ) -> Projection:
         """Open, or make anew, the projection of the store ``name``.
 
@@ -89,6 +90,7 @@ class Projection:
             embed_texts: the store's model behind its cache, or None.
             rebuild: delete what there is first.
             rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
+            recorded_fields: the schema's fields that the tables were made with, as the manifest has them, if it does.
 
         Raises:
             StoreLockedError: a copy of this store uses it.
@@ -103,7 +105,7 @@ class Projection:
             if found is not None and found != folder:
                 with contextlib.closing(Claim(found)):  # who still has it open under its other name keeps it
                     tables.adopt(found)
-            checkpoint = _reconcile(tables, state, log, rewritten_lsn, rebuild=rebuild)
+            checkpoint = _reconcile(tables, state, log, rewritten_lsn, rebuild=rebuild, recorded=recorded_fields)
             tables.load()
             return cls._assemble(claim, tables, checkpoint, log, embed_texts, options, on_watermark)
         except BaseException:
@@ -212,7 +214,15 @@ def _no_graph(_table: str) -> bool:
     return False
 
 
-def _reconcile(tables: TableSet, state: ProjectionState, log: Log, rewritten_lsn: int, *, rebuild: bool) -> int:
+def _reconcile(
+    tables: TableSet,
+    state: ProjectionState,
+    log: Log,
+    rewritten_lsn: int,
+    *,
+    rebuild: bool,
+    recorded: Mapping[str, str] | None,
+) -> int:
     """Make the projection fit the store, and return its checkpoint."""
     stored = tables.stored_state()
     if stored is not None and not rebuild:
@@ -225,18 +235,9 @@ def _reconcile(tables: TableSet, state: ProjectionState, log: Log, rewritten_lsn
             _logger.warning("the projection %s is older than what was taken out of the log: rebuilding", tables.path)
         elif found.store_id != state.store_id:
             _logger.warning("the projection %s belongs to another store: it is rebuilt from the log", tables.path)
-        elif found.format == state.format and (differences := _differences(found, state)):
-            raise ProjectionMismatchError(differences)
+        elif found.format == state.format and (mismatch := find_mismatch(found, state, recorded, tables.schema)):
+            raise mismatch
         # else an earlier format or, as the manifest has agreed to it, another model
     tables.drop()
     tables.initialize()
     return 0
-
-
-def _differences(found: ProjectionState, state: ProjectionState) -> str:
-    names: Sequence[str] = ("layout", "schema")
-    return ", ".join(
-        f"{name} {getattr(found, name)!r} (now {getattr(state, name)!r})"
-        for name in names
-        if getattr(found, name) != getattr(state, name)
-    )

@@ -13,7 +13,14 @@ from pixelmemory import ManifestError
 from pixelmemory.log import Manifest
 
 MANIFEST = Manifest(
-    store_id=uuid.UUID(int=77), epoch=3, embedding="e5:abc", dimensions=384, layout="shared", created_at_us=1_700_000
+    store_id=uuid.UUID(int=77),
+    epoch=3,
+    embedding="e5:abc",
+    embedding_label="an e5 (384 dimensions)",
+    dimensions=384,
+    layout="shared",
+    schema={"year": "int"},
+    created_at_us=1_700_000,
 )
 
 
@@ -62,6 +69,13 @@ def test_a_later_format_version_is_refused_by_number(tmp_path: Path) -> None:
 def test_fields_that_a_later_minor_version_added_are_let_be(tmp_path: Path) -> None:
     write(tmp_path, {"store_id": str(uuid.UUID(int=5)), "format_version": 1, "new": True})
     assert Manifest.load(tmp_path) == Manifest(store_id=uuid.UUID(int=5))
+
+
+def test_a_manifest_of_an_earlier_version_names_no_model_and_no_fields(tmp_path: Path) -> None:
+    write(tmp_path, {"store_id": str(uuid.UUID(int=5)), "format_version": 1, "embedding": "given:3", "dimensions": 3})
+    manifest = Manifest.load(tmp_path)
+    assert manifest is not None
+    assert (manifest.embedding_label, manifest.schema) == (None, None)
 
 
 def test_fields_of_a_wrong_type_are_damage(tmp_path: Path) -> None:
