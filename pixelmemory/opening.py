@@ -219,7 +219,7 @@ def _start_pixeltable(dimensions: int | None, options: Options) -> None:
     from pixelmemory.projection.database import start_pixeltable
 
     start_pixeltable(keep_http_server=options.keep_pixeltable_http_server)
-    from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16
+    from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP16
 
     if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
         raise InvalidArgumentError(

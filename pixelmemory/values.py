@@ -431,8 +431,8 @@ def check_limit(value: object) -> int:
     return min(limit, _INT64_MAX)
 
 
-#: the norms between which the database can compute a cosine in float32
-_NORM_MIN, _NORM_MAX = 1e-15, 1e15
+#: from here on float32 keeps 24 bits of a number, 2**-126
+_FLOAT32_NORMAL_MIN = 1.1754943508222875e-38
 
 
 def check_vector(value: object, dimensions: int, field: str = "embedding") -> bytes:
@@ -443,7 +443,8 @@ def check_vector(value: object, dimensions: int, field: str = "embedding") -> by
 
     Raises:
         InvalidTypeError: not such a sequence.
-        InvalidArgumentError: of another length, not finite as float32, all zero, or with a norm outside 1e-15 to 1e15.
+        InvalidArgumentError: of another length, not finite as float32, all zero as float32, or so small that
+            float32 would change its direction.
     """
     import numpy as np  # not needed by a program that has no vectors of its own
 
@@ -455,12 +456,12 @@ def check_vector(value: object, dimensions: int, field: str = "embedding") -> by
     with np.errstate(over="ignore"):
         vector = array.astype("<f4")
     if not np.isfinite(vector).all():
-        raise InvalidArgumentError(field, "must hold finite numbers (as float32)")
-    norm = float(np.linalg.norm(vector.astype("f8")))
-    if norm == 0.0:
+        raise InvalidArgumentError(field, "must hold finite numbers (as float32: up to 3.4e38)")
+    if not array.any():
         raise InvalidArgumentError(field, "must not be all zero: it has no direction")
-    if not _NORM_MIN <= norm <= _NORM_MAX:
-        reason = f"has the norm {norm:g}, and must have one from {_NORM_MIN:g} to {_NORM_MAX:g}; normalize it"
+    largest = float(np.abs(vector).max())
+    if largest < _FLOAT32_NORMAL_MIN and not np.array_equal(vector, array):
+        reason = f"is too small for float32: its largest number is {float(np.abs(array).max()):g}; normalize it"
         raise InvalidArgumentError(field, reason)
     return vector.tobytes()
 

@@ -166,7 +166,7 @@ class SentenceTransformerEmbedder:
             kind = "a zero vector" if norms[place] == 0.0 else "a vector that is not finite"
             raise UnembeddableTextError(rows[place], f"the model gives it {kind}")
         if self._normalize:
-            vectors /= norms[:, None].astype(np.float32)
+            np.divide(vectors, norms[:, None], out=vectors, casting="same_kind")  # in double: a norm may exceed float32
 
     def _measure(self, source: ModelSource, config: EmbeddingConfig) -> int:
         """The length of the model's vectors, from one that it makes: a model that cannot embed shows it here."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from pixelmemory.embedding import EmbeddingConfig
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError
+from pixelmemory.projection.scaling import has_direction
 
 __all__ = ["FunctionEmbedder"]
 
@@ -69,13 +70,17 @@ class FunctionEmbedder:
         if vector is None or vector.shape != (self.dimensions,):
             raise UnembeddableTextError(index, "the function returned no vector of the store's length")
         length = float(np.linalg.norm(vector))
-        if not np.isfinite(length) or length == 0.0:
-            raise UnembeddableTextError(index, "its vector is zero or not finite")
-        return vector / length if self._config.normalize else vector
+        if self._config.normalize and 0.0 < length < np.inf:
+            vector = vector / length
+        with np.errstate(over="ignore"):
+            single = vector.astype(np.float32)
+        if not has_direction(single):
+            raise UnembeddableTextError(index, "its vector is zero or not finite (as float32)")
+        return single
 
     def _one(self, text: str) -> np.ndarray | None:
         try:
             value = self._function.exec([text], {})
         except Exception as error:
             raise EmbeddingError(f"the function {self._function.name} failed: {error}") from error
-        return None if value is None else np.asarray(value, dtype=np.float32)
+        return None if value is None else np.asarray(value, dtype=np.float64)  # squares of float32 fit into it

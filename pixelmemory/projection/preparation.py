@@ -16,6 +16,7 @@ from pixelmemory.log.files import fault_point
 from pixelmemory.options import Options
 from pixelmemory.projection.database import is_infrastructure_error
 from pixelmemory.projection.fold import Change, fold
+from pixelmemory.projection.scaling import has_direction, scaled
 
 __all__ = ["Batch", "EmbedTexts", "Preparer"]
 
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
 
     events: list[StoredEvent]
     changes: dict[tuple[str, str], Change]
-    #: for each change with content: float32, (dimensions,); None where the model has no vector for it
+    #: for each change with content: float32, (dimensions,), scaled for the database; None where the model has no vector for it
     vectors: dict[tuple[str, str], np.ndarray | None]
     #: changes whose text cannot be embedded, with the reason
     failed: dict[tuple[str, str], str]
@@ -79,7 +80,10 @@ class Preparer:
                 continue
             own = None if change.embedding is None else np.frombuffer(change.embedding, dtype="<f4")
             if own is not None and len(own) == self._dimensions:
-                vectors[key] = own
+                if has_direction(own):
+                    vectors[key] = scaled(own)
+                else:  # refused at the door today, and may stand in a log that is older than that
+                    failed[key] = "its vector is all zero or not finite, and so has no direction"
             elif self._embed is not None:  # the caller's vector is of another length after a change of model
                 wanted.setdefault(change.content, []).append(key)
             else:
@@ -117,7 +121,7 @@ class Preparer:
                 failure = error
             else:
                 self.texts_embedded += len(texts)
-                outcomes |= dict(zip(texts, vectors, strict=True))
+                outcomes |= dict(zip(texts, scaled(vectors), strict=True))
                 self._unblock("embedding")
                 return outcomes
             if len(texts) == 1 and not is_infrastructure_error(failure):

@@ -24,6 +24,7 @@ from pixelmemory.projection import store_sql
 from pixelmemory.projection.database import first_line
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.projection.scaling import has_direction
 from pixelmemory.values import decode_metadata, memory_key
 
 __all__ = ["PublicReads"]
@@ -118,9 +119,9 @@ class PublicReads:
             columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
         rows = list(query.select(**columns).collect())
         if vector is not None:
-            rows = [row for row in rows if row["vector"] is not None]
             for row in rows:
-                row["score"] = _cosine(row["vector"], vector)
+                row["score"] = None if row["vector"] is None else _cosine(row["vector"], vector)
+            rows = [row for row in rows if row["score"] is not None]
         rows.sort(key=_rank)
         for row in rows:
             text = row["metadata_text"]
@@ -135,7 +136,10 @@ def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:
     return -row.get("score", 0.0), -row["lsn"] if row["lsn"] is not None else 0, row["memory_id"]
 
 
-def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    a, b = left.astype(np.float64), right.astype(np.float64)
+def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:
+    """The cosine of two vectors, -1 to 1; None where one of them has no direction."""
+    if not (has_direction(left) and has_direction(right)):
+        return None
+    a, b = left.astype(np.float64), right.astype(np.float64)  # their squares neither overflow nor vanish
     cosine = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
     return min(max(cosine, -1.0), 1.0)  # rounding may lead beyond

@@ -24,6 +24,7 @@ from pixelmemory.projection.database import connection_string, is_infrastructure
 from pixelmemory.projection.filter_sql import compile_filter
 from pixelmemory.projection.layout import TableSet, namespace_key
 from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.projection.scaling import scaled
 from pixelmemory.projection.store_sql import LIVE, StoreTable
 from pixelmemory.schema import ColumnKind
 from pixelmemory.values import memory_key
@@ -138,7 +139,7 @@ class SqlReads:
             return [row_of(*row) for row in self._newest(physical, where, parameters)]
         if physical.vector is None:
             raise ProjectionUnavailableError(f"the embedding index of table {table} is gone; rebuild the projection")
-        parameters["vector"] = _Vector(search.vector)
+        parameters["vector"] = _Vector(scaled(search.vector))
         bound = search.min_score
         if self._has_graph(table) and not self._few(physical, search, where, parameters):
             rows = self._nearest(physical, where, parameters, exact=False)
@@ -159,7 +160,9 @@ class SqlReads:
         if exact:  # an ORDER BY that is no bare operator cannot be served by the graph
             distance = f"({distance}) + 0"
             order += f", {table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
-        kept = "distance IS NOT NULL"  # rows without a vector come last
+        # Rows without a vector come last, and before them those whose stored vector has no direction: their distance is
+        # NaN, which PostgreSQL takes for greater than every number, so that it would satisfy any min_score.
+        kept = "distance IS NOT NULL AND distance <> 'NaN'"
         if min_score is not None:
             kept += " AND 1 - distance >= %(min_score)s"
             parameters = {**parameters, "min_score": min_score}

@@ -143,7 +143,7 @@ BAD_ENTRIES: list[tuple[str, Any, type[Any], str]] = [
     ("embedding", np.zeros(4), InvalidArgumentError, ""),
     ("embedding", [1.0, 2.0, 3.0, float("nan")], InvalidArgumentError, ""),
     ("embedding", [1.0, 2.0, 3.0, 1e39], InvalidArgumentError, ""),
-    ("embedding", [1e-30] * 4, InvalidArgumentError, ""),
+    ("embedding", [1e-50] * 4, InvalidArgumentError, ""),
 ]
 
 
