@@ -58,7 +58,10 @@ class VectorSource:
         return threading.get_ident() == self._thread
 
     def vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """One vector a text, scaled for the database; None, found by metadata and time only, where none was given and the model has none."""
+        """One vector a text, scaled for the database; None where none was given and the model has none.
+
+        A row without a vector is found by metadata and time only.
+        """
         known: Vectors = self._prepared if self.prepares_here() else {}
         found = [known.get(text) for text in texts]
         missing = [i for i, text in enumerate(texts) if text not in known]

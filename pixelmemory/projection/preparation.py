@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
     events: list[StoredEvent]
     changes: dict[tuple[str, str], Change]
-    #: for each change with content: float32, (dimensions,), scaled for the database; None where the model has no vector for it
+    #: for each change with content: float32, (dimensions,), scaled for the database; None where the model has none
     vectors: dict[tuple[str, str], np.ndarray | None]
     #: changes whose text cannot be embedded, with the reason
     failed: dict[tuple[str, str], str]
