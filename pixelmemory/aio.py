@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from pixelmemory.arguments import (
     check_updated,
 )
 from pixelmemory.engine import Engine
-from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError
+from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
 from pixelmemory.events import MemoryAdded, MemoryDeleted
 from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
@@ -44,6 +45,8 @@ DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
 #: memories that are deleted at once while a namespace is erased
 ERASED_PAGE = 1000
+
+_logger = logging.getLogger("pixelmemory")
 
 #: entries of one call that are checked before other tasks get their turn
 CHECKED_AT_ONCE = 200
@@ -90,11 +93,13 @@ class AsyncMemory:
     ) -> None:
         self._name = check_name(name)
         if options is not None and not isinstance(options, Options):
-            raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type(options).__name__}")
+            raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type_name(options)}")
         self._schema = schema
         self._embedding_config = embedding_config
         self._options = options or Options()
         self._engine: Engine | None = None
+        #: whether it was said that a search names a namespace that reads like a question
+        self._warned_of_question = False
         #: the file operations of the log; tests put faulty ones here before the store is opened
         self._files: Files | None = None
 
@@ -219,7 +224,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
-            raise InvalidTypeError("entries", f"must be a list of dicts, not {type(entries).__name__}")
+            raise InvalidTypeError("entries", f"must be a list of dicts, not {type_name(entries)}")
         checked: list[CheckedEntry] = []
         for i, entry in enumerate(entries):
             checked.append(check_added_entry(store, entry, f"entries[{i}]"))
@@ -295,7 +300,8 @@ class AsyncMemory:
         """Memories by meaning, by metadata and by time; all conditions hold before ``limit`` is applied.
 
         Args:
-            namespace: where to search.
+            namespace: where to search. A question that stands here by mistake is warned of, once a handle: where it
+                has whitespace, no namespace has this name, and there is neither ``query`` nor ``vector``.
             query: a text; results are ordered by its cosine similarity. Default: none, and the newest come first.
             limit: how many at most, any integer from 0.
             metadata_filter: the filter language, such as ``{"tags": "x", "year": {"$gte": 2020}}``.
@@ -325,6 +331,12 @@ class AsyncMemory:
             text, embedder = wanted.query, store.embedder
             embedded = await engine.read(lambda: embedder.embed_query(text))
         await engine.wait_for(lsn, seconds)
+        if embedded is None and not self._warned_of_question and _is_question(store, wanted.namespace):
+            self._warned_of_question = True
+            _logger.warning(
+                "search() was given the namespace %s, which holds no memory: did you mean query=...?",
+                brief(wanted.namespace),
+            )
         return await engine.read(lambda: _run_search(store, wanted, embedded))
 
     # -- changing
@@ -553,10 +565,18 @@ def _added(entry: CheckedEntry, namespace: str, engine: Engine) -> MemoryAdded:
     return MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
 
 
+def _is_question(store: OpenStore, namespace: str) -> bool:
+    """Whether ``namespace`` reads like a query: it has whitespace, and is none of the store's."""
+    if not any(char.isspace() for char in namespace):
+        return False
+    is_known = store.projection.tables.name_of(namespace) is not None
+    return not is_known and store.projection.projector.watermark >= store.log.durable_lsn  # else it may be about to be
+
+
 def _id_list(memory_ids: object) -> list[str]:
     """What was given as several ids, none of them checked yet."""
     if isinstance(memory_ids, (str, bytes)) or not isinstance(memory_ids, Iterable):
-        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type(memory_ids).__name__}")
+        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type_name(memory_ids)}")
     return list(memory_ids)
 
 

@@ -27,6 +27,7 @@ from pixelmemory.errors import (
     ModelMismatchError,
     StoreError,
     UnembeddableTextError,
+    type_name,
 )
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.log.files import ensure_folder
@@ -87,7 +88,7 @@ def check_name(name: object) -> str:
         InvalidTypeError, InvalidArgumentError: anything else; it becomes a folder's name.
     """
     if not isinstance(name, str):
-        raise InvalidTypeError("name", f"must be a str, not {type(name).__name__}")
+        raise InvalidTypeError("name", f"must be a str, not {type_name(name)}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise InvalidArgumentError(
             "name",

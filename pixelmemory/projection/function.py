@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pixelmemory.embedding import EmbeddingConfig
-from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError
+from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError, type_name
 from pixelmemory.projection.scaling import has_direction
 
 __all__ = ["FunctionEmbedder"]
@@ -31,7 +31,7 @@ class FunctionEmbedder:
         self._config = config
         if not isinstance(config.function, func.Function):
             raise InvalidArgumentError(
-                "embedding_config['function']", f"must be a Pixeltable function, not {type(config.function).__name__}"
+                "embedding_config['function']", f"must be a Pixeltable function, not {type_name(config.function)}"
             )
         self._function: Any = config.function
         self._lock = threading.Lock()

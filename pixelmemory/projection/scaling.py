@@ -1,8 +1,8 @@
 """Vectors as the database can hold them: scaled by a power of two where its numbers would overflow or lose digits.
 
-pgvector indexes up to 2,000 dimensions in single precision and up to 4,000 in half, and sums squares in single. A vector
-and a positive multiple of it have the same cosine to any other, and multiplying by a power of two changes no digit. So a
-vector is scaled on its way into a table or a query, and only where it has to be. The log keeps it as it was given.
+pgvector indexes up to 2,000 dimensions in single precision and up to 4,000 in half, and sums squares in single. A
+vector and a positive multiple of it have the same cosine to any other, and a factor that is a power of two changes no
+digit. So a vector is scaled on its way into a table or a query, and only where it has to be. The log keeps it as given.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["DIMENSIONS_MAX_FP16", "DIMENSIONS_MAX_FP32", "has_direction", "scale
 DIMENSIONS_MAX_FP32 = 2000
 DIMENSIONS_MAX_FP16 = 4000
 
-# Bounds of a vector's largest number, between which it is stored as given. Single precision ends at 2**128 and is precise
-# from 2**-126: 2,000 squares of 2**20 sum to 2**51, and a square loses digits only below 2**-63, which is 2**-43 of the
-# largest at the lower bound. Half precision ends at 2**16, and near zero a number is off by at most 2**-25: a part in
-# 2**19 of the largest at the lower bound, where rounding elsewhere is off by a part in 2**11.
+# Bounds of a vector's largest number, between which it is stored as given. Single precision ends at 2**128 and is
+# precise from 2**-126: 2,000 squares of 2**20 sum to 2**51, and a square loses digits only below 2**-63, which is a
+# part in 2**43 of the largest at the lower bound. Half precision ends at 2**16, and near zero it is off by at most
+# 2**-25: a part in 2**19 of the largest at the lower bound, where rounding elsewhere is off by a part in 2**11.
 _SAFE_FP32 = (2.0**-20, 2.0**20)
 _SAFE_FP16 = (2.0**-6, 2.0**10)
 
