@@ -30,6 +30,7 @@ from pixelmemory.opening import OpenStore, check_name
 from pixelmemory.options import Options
 from pixelmemory.values import (
     CheckedEntry,
+    check_limit,
     check_memory_id,
     check_namespace,
     new_memory_id,
@@ -338,6 +339,40 @@ class AsyncMemory:
                 brief(wanted.namespace),
             )
         return await engine.read(lambda: _run_search(store, wanted, embedded))
+
+    async def truncated_memories(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        limit: int = 100,
+        *,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> list[MemoryRecord]:
+        """The memories whose content is longer than the model reads, newest first: it is found by its beginning.
+
+        Looks at the contents as they are now, with the model that the store is open with. A memory with a vector of the
+        caller's is among them if its content is too long: the tables do not say where a vector came from. Reads every
+        content of the namespace that may be too long, until there are ``limit``, and tokenizes it.
+
+        Args:
+            limit: how many at most, any integer from 0.
+            consistency, timeout: see :meth:`search`.
+
+        Returns:
+            As :meth:`search` without a query. Empty where the model reads all of a text or does not say how much, and
+            without a model of its own: with a function, with vectors that are always given, without semantic search.
+
+        Raises:
+            As :meth:`get_memory`.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        checked_limit = check_limit(limit)
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
+        embedder = store.embedder
+        if embedder is None:
+            return []
+        return await engine.read(lambda: store.query.truncated(checked_namespace, checked_limit, embedder))
 
     # -- changing
 

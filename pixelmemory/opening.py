@@ -261,6 +261,7 @@ def _open_projection(
         log=store.log,
         schema=store.schema,
         embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
+        truncated_texts=None if store.embedder is None else store.embedder.truncated,
         options=options,
         rebuild=rebuild,
         rewritten_lsn=manifest.rewritten_lsn,

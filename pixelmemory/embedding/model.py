@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pixelmemory.embedding.config import EmbeddingConfig
 from pixelmemory.embedding.fingerprint import model_digest
 from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
+from pixelmemory.embedding.window import Window, window_of
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Embedder(Protocol):
     def fingerprint(self) -> str:
         """Stable text for everything that decides its vectors; the same on every machine."""
 
+    @property
+    def window(self) -> Window | None:
+        """How much of a content it reads; None where it reads all of it, as far as is known."""
+
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of memories' contents.
 
@@ -66,6 +71,9 @@ class Embedder(Protocol):
 
     def embed_query(self, text: str) -> NDArray[np.float32]:
         """Vector of a query, shape ``(dimensions,)``. Raises as :meth:`embed_documents`."""
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which of ``texts``, contents without a prompt, are longer than it reads; in their order."""
 
 
 def open_embedder(
@@ -112,6 +120,7 @@ class SentenceTransformerEmbedder:
         self._batch_size = config.batch_size or (_BATCH_SIZE_CPU if on_cpu else _BATCH_SIZE_ACCELERATOR)
         self.query_prompt, self.document_prompt = _prompts(self._model, source, config)
         self.dimensions = self._measure(source, config)
+        self.window = _window(self._model, self.document_prompt)
         self.fingerprint = _fingerprint(source, config, self)
         _log.info("loaded %s on %s, %d dimensions", source.name, self._model.device, self.dimensions)
 
@@ -142,6 +151,28 @@ class SentenceTransformerEmbedder:
         self._finish(vectors, [0])
         vector: NDArray[np.float32] = vectors[0]
         return vector
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """See :meth:`Embedder.truncated`. Tokenizes what may be too long: about 2 us a token, on one core."""
+        cut = [False] * len(texts)
+        window = self.window
+        if window is None:
+            return cut
+        asked = [place for place, text in enumerate(texts) if window.may_cut(text)]
+        for start in range(0, len(asked), self._batch_size):
+            places = asked[start : start + self._batch_size]
+            with self._turn:  # a tokenizer keeps how it truncates, and a pass through the model sets it
+                tokens = self._model.tokenizer(
+                    [self.document_prompt + texts[place] for place in places],
+                    truncation=False,
+                    padding=False,
+                    return_attention_mask=False,
+                    return_token_type_ids=False,
+                    verbose=False,  # that a text is longer than the model reads
+                )["input_ids"]
+            for place, ids in zip(places, tokens, strict=True):
+                cut[place] = len(ids) > window.tokens_max
+        return cut
 
     def _encode(self, encode: Callable[..., Any], texts: list[str], prompt: str) -> NDArray[np.float32]:
         """One pass. The prompt goes as an argument, never into the texts: a pooling may leave it out; and always, even
@@ -271,6 +302,17 @@ def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingC
         query if config.query_prompt is None else config.query_prompt,
         document if config.document_prompt is None else config.document_prompt,
     )
+
+
+def _window(model: SentenceTransformer, prompt: str) -> Window | None:
+    """How much ``model`` reads of a text. Known of those with a tokenizer of transformers; static models read all."""
+    from transformers import PreTrainedTokenizerBase
+
+    tokenizer: Any = getattr(model[0], "tokenizer", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    tokens_max = getattr(model[0], "document_length", None) or model.max_seq_length
+    return window_of(tokens_max, tokenizer.num_special_tokens_to_add(pair=False), prompt)
 
 
 def _trained_as(source: ModelSource) -> str:

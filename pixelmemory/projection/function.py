@@ -45,6 +45,15 @@ class FunctionEmbedder:
         self.dimensions = len(probe)
         self.fingerprint = f"function:{self._function.self_path or self._function.name}:{self.dimensions}"
 
+    @property
+    def window(self) -> None:
+        """Not known of a function."""
+        return None
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """None, as far as is known; see :meth:`pixelmemory.embedding.Embedder.truncated`."""
+        return [False] * len(texts)
+
     def __repr__(self) -> str:
         return f"FunctionEmbedder({self.fingerprint})"
 

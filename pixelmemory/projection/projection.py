@@ -17,7 +17,7 @@ from pixelmemory.projection.database import ProjectionGuard, revive_server
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import ProjectionState, TableSet, folder_name
-from pixelmemory.projection.preparation import EmbedTexts
+from pixelmemory.projection.preparation import EmbedTexts, TruncatedTexts
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
 from pixelmemory.projection.purge import purge, require_sql, scrub
@@ -64,6 +64,7 @@ class Projection:
         log: Log,
         schema: Schema | None,
         embed_texts: EmbedTexts | None,
+        truncated_texts: TruncatedTexts | None,
         options: Options,
         rebuild: bool,
         rewritten_lsn: int,
@@ -74,6 +75,7 @@ class Projection:
         Args:
             state: what it has to be made from.
             embed_texts: the store's model behind its cache, or None.
+            truncated_texts: which texts the model cuts, or None.
             rebuild: delete what there is first.
             rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
 
@@ -87,7 +89,7 @@ class Projection:
             tables = TableSet(folder_name(name), state, schema, direct_sql=options.direct_sql)
             checkpoint = _reconcile(tables, state, log, rewritten_lsn, rebuild=rebuild)
             tables.load()
-            return cls._assemble(guard, tables, checkpoint, log, embed_texts, options, on_watermark)
+            return cls._assemble(guard, tables, checkpoint, log, embed_texts, truncated_texts, options, on_watermark)
         except BaseException:
             guard.release()
             raise
@@ -100,6 +102,7 @@ class Projection:
         checkpoint_lsn: int,
         log: Log,
         embed_texts: EmbedTexts | None,
+        truncated_texts: TruncatedTexts | None,
         options: Options,
         on_watermark: Callable[[int], None],
     ) -> Projection:
@@ -127,6 +130,7 @@ class Projection:
             checkpoint_lsn=checkpoint_lsn,
             dead_letters=[DeadLetter(**row) for row in dead.select(**columns).collect()],
             embed=embed_texts,
+            truncated=truncated_texts,
             dimensions=tables.state.dimensions,
             options=options,
             on_watermark=on_watermark,

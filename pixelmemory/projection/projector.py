@@ -34,7 +34,7 @@ from pixelmemory.projection.fold import Change
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
 from pixelmemory.projection.poison import apply_what_can_be
-from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer
+from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer, TruncatedTexts
 
 __all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
 
@@ -87,6 +87,8 @@ class ProjectorStats(NamedTuple):
     texts_embedded: int
     #: texts for which the model has no vector: their memories are found by metadata and time only
     texts_unembeddable: int
+    #: texts that are longer than the model reads
+    texts_truncated: int
     #: seconds spent embedding, and applying
     embed_seconds: float
     apply_seconds: float
@@ -112,6 +114,7 @@ class Projector:
         checkpoint_lsn: last LSN that is applied.
         dead_letters: those that are recorded.
         embed: the store's model, or None.
+        truncated: which texts it cuts, or None.
         dimensions: of a vector, or None without semantic search.
         options: limits.
         on_watermark: called on a projector thread after each step, with the new watermark; also when the state of
@@ -129,6 +132,7 @@ class Projector:
         checkpoint_lsn: int,
         dead_letters: Sequence[DeadLetter],
         embed: EmbedTexts | None,
+        truncated: TruncatedTexts | None,
         dimensions: int | None,
         options: Options,
         on_watermark: Callable[[int], None],
@@ -157,7 +161,7 @@ class Projector:
 
         self._stopping = threading.Event()
         self._preparer = Preparer(
-            embed, dimensions, options, stopping=self._stopping, block=self._block, unblock=self._unblock
+            embed, truncated, dimensions, options, stopping=self._stopping, block=self._block, unblock=self._unblock
         )
         self._wake = threading.Event()
         #: set while a reader waits: batches are not left to gather
@@ -221,6 +225,7 @@ class Projector:
             self._events,
             self._preparer.texts_embedded,
             self._preparer.texts_unembeddable,
+            self._preparer.texts_truncated,
             self._preparer.embed_seconds,
             self._apply_seconds,
             len(self.dead_letters),

@@ -10,7 +10,7 @@ import datetime as dt
 import functools
 import operator
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -18,12 +18,13 @@ import numpy as np
 import pixeltable as pxt
 from pixeltable import exceptions as excs
 
+from pixelmemory.embedding.window import Window
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.filters import equal, matches
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.database import first_line
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
-from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.projection.reads import PAGE_ROWS, Row, Search, row_of
 from pixelmemory.projection.scaling import has_direction
 from pixelmemory.values import decode_metadata, memory_key
 
@@ -91,6 +92,12 @@ class PublicReads:
             rows.sort(key=lambda row: row.created_at or oldest, reverse=True)
         found = [row for row in rows if self._wanted(search, row)]
         return found[: search.limit]
+
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""
+        rows = [row for row in self.search(table, Search(namespace, 2**62)) if window.may_cut(row.content)]
+        for start in range(0, len(rows), PAGE_ROWS):
+            yield rows[start : start + PAGE_ROWS]
 
     def _wanted(self, search: Search, row: Row) -> bool:
         if search.min_score is not None and (row.score is None or row.score < search.min_score):

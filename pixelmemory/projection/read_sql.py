@@ -12,18 +12,19 @@ import contextlib
 import struct
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import psycopg
 from psycopg.types.string import BytesBinaryDumper
 
+from pixelmemory.embedding.window import Window
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.projection.database import connection_string, is_infrastructure_error, revive_server
 from pixelmemory.projection.filter_sql import compile_filter
 from pixelmemory.projection.layout import TableSet, namespace_key
-from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.projection.reads import PAGE_ROWS, Row, Search, row_of
 from pixelmemory.projection.scaling import scaled
 from pixelmemory.projection.store_sql import LIVE, StoreTable
 from pixelmemory.schema import ColumnKind
@@ -130,6 +131,34 @@ class SqlReads:
         rows = self._run(f"SELECT count(*) FROM {physical.name} WHERE {where}", parameters)
         return int(rows[0][0])
 
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`.
+
+        Raises:
+            ProjectionUnavailableError: the database is down, or the table is gone.
+        """
+        physical = self._tables.store_table(table)
+        where, parameters = self._scope(physical, namespace)
+        content = physical.columns["content"]
+        where += (
+            f" AND (octet_length({content}) > %(ascii)s OR "
+            f"(octet_length({content}) > %(other)s AND octet_length({content}) <> char_length({content})))"
+        )
+        parameters |= {"ascii": window.ascii_bytes_max, "other": window.bytes_max}
+        statement = f"SELECT {_columns(physical)} FROM {physical.name} WHERE {where} ORDER BY {_newest(physical)}"
+        self._run("SELECT 1", {})  # a dead connection is found out here, where it can be made anew
+        try:
+            with (
+                self._connections.connection() as connection,
+                connection.transaction(),  # a cursor lives in one
+                connection.cursor(name="pixelmemory_long_texts") as cursor,
+            ):
+                cursor.execute(statement.encode(), parameters)
+                while rows := cursor.fetchmany(PAGE_ROWS):
+                    yield [row_of(*row) for row in rows]
+        except psycopg.Error as error:
+            raise ProjectionUnavailableError(f"the read failed: {error}") from error
+
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         physical = self._tables.store_table(table)
@@ -173,8 +202,7 @@ class SqlReads:
         )
 
     def _newest(self, table: StoreTable, where: str, parameters: dict[str, Any]) -> list[Any]:
-        column = table.columns
-        order = f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
+        order = _newest(table)
         return self._run(
             f"SELECT {_columns(table)} FROM ({self._first(table, where, order)}) AS newest ORDER BY {order}", parameters
         )
@@ -258,6 +286,11 @@ def _columns(table: StoreTable) -> str:
     # a user may have changed the metadata through Pixeltable: then its text is out of date
     metadata = f"CASE WHEN {text}::jsonb = {value} THEN {text} ELSE {value}::text END"
     return f"{column['id_text']}, {column['memory_id']}, {column['content']}, {metadata}, {column['timestamp']}"
+
+
+def _newest(table: StoreTable) -> str:
+    column = table.columns
+    return f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
 
 
 class _Vector(bytes):
