@@ -474,8 +474,11 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         store.projection.check_erasable()
-        while found := await self.search(checked_namespace, limit=ERASED_PAGE):
+        page = check_search(store, checked_namespace, None, ERASED_PAGE, None, None, None, None, None)
+        await engine.wait_for("session")
+        while found := await engine.read(lambda: _run_search(store, page, None)):
             await self.delete_memories([record["memory_id"] for record in found], checked_namespace)
+            await engine.wait_for("session")
         return await engine.erase(checked_namespace, None)
 
     async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:

@@ -364,6 +364,8 @@ def test_a_question_taken_for_a_namespace_is_told_once(
         ]
         for arguments in meant:
             mem.search(**arguments)
+        assert mem.erase_namespace("no such space") == 0
+        assert mem.truncated_memories("no such space") == []
         assert told() == []
         for question in ("what does Ada drink?", "and\twhat does Bob?"):
             assert mem.search(question) == []
