@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from pixelmemory.arguments import (
     check_updated,
 )
 from pixelmemory.engine import Engine
-from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError
+from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
 from pixelmemory.events import MemoryAdded, MemoryDeleted
 from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
@@ -29,6 +30,7 @@ from pixelmemory.opening import OpenStore, check_name
 from pixelmemory.options import Options
 from pixelmemory.values import (
     CheckedEntry,
+    check_limit,
     check_memory_id,
     check_namespace,
     new_memory_id,
@@ -45,6 +47,9 @@ DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
 
 #: memories that are deleted at once while a namespace is erased
 ERASED_PAGE = 1000
+
+_logger = logging.getLogger("pixelmemory")
+
 #: entries of one call that are checked before other tasks get their turn
 CHECKED_AT_ONCE = 200
 
@@ -100,12 +105,14 @@ class AsyncMemory:
     ) -> None:
         self._name = check_name(name)
         if options is not None and not isinstance(options, Options):
-            raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type(options).__name__}")
+            raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type_name(options)}")
         self._schema = schema
         self._embedding_config = embedding_config
         self._options = options or Options()
         self._engine: Engine | None = None
         self._closed = False
+        #: whether it was said that a search names a namespace that reads like a question
+        self._warned_of_question = False
         #: the file operations of the log; tests put faulty ones here before the store is opened
         self._files: Files | None = None
 
@@ -246,7 +253,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
-            raise InvalidTypeError("entries", f"must be a list of dicts, not {type(entries).__name__}")
+            raise InvalidTypeError("entries", f"must be a list of dicts, not {type_name(entries)}")
         checked: list[CheckedEntry] = []
         for i, entry in enumerate(entries):
             checked.append(check_added_entry(store, entry, f"entries[{i}]"))
@@ -322,7 +329,8 @@ class AsyncMemory:
         """Memories by meaning, by metadata and by time; all conditions hold before ``limit`` is applied.
 
         Args:
-            namespace: where to search.
+            namespace: where to search. A question that stands here by mistake is warned of, once a handle: where it
+                has whitespace, no namespace has this name, and there is neither ``query`` nor ``vector``.
             query: a text; results are ordered by its cosine similarity. Default: none, and the newest come first.
             limit: how many at most, any integer from 0.
             metadata_filter: the filter language, such as ``{"tags": "x", "year": {"$gte": 2020}}``.
@@ -352,7 +360,47 @@ class AsyncMemory:
             text, embedder = wanted.query, store.embedder
             embedded = await engine.read(lambda: embedder.embed_query(text))
         await engine.wait_for(lsn, seconds)
+        if embedded is None and not self._warned_of_question and _is_question(store, wanted.namespace):
+            self._warned_of_question = True
+            _logger.warning(
+                "search() was given the namespace %s, which holds no memory: did you mean query=...?",
+                brief(wanted.namespace),
+            )
         return await engine.read(lambda: _run_search(store, wanted, embedded))
+
+    async def truncated_memories(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        limit: int = 100,
+        *,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> list[MemoryRecord]:
+        """The memories whose content is longer than the model reads, newest first: it is found by its beginning.
+
+        Looks at the contents as they are now, with the model that the store is open with. A memory with a vector of the
+        caller's is among them if its content is too long: the tables do not say where a vector came from. Reads every
+        content of the namespace that may be too long, until there are ``limit``, and tokenizes it.
+
+        Args:
+            limit: how many at most, any integer from 0.
+            consistency, timeout: see :meth:`search`.
+
+        Returns:
+            As :meth:`search` without a query. Empty where the model reads all of a text or does not say how much, and
+            without a model of its own: with a function, with vectors that are always given, without semantic search.
+
+        Raises:
+            As :meth:`get_memory`.
+        """
+        engine, store = self._running()
+        checked_namespace = check_namespace(namespace, engine.options)
+        checked_limit = check_limit(limit)
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
+        embedder = store.embedder
+        if embedder is None:
+            return []
+        return await engine.read(lambda: store.query.truncated(checked_namespace, checked_limit, embedder))
 
     # -- changing
 
@@ -454,9 +502,12 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         store.projection.check_erasable()
-        while found := await self.search(checked_namespace, limit=ERASED_PAGE):
+        page = check_search(store, checked_namespace, None, ERASED_PAGE, None, None, None, None, None)
+        await engine.wait_for("session")
+        while found := await engine.read(lambda: _run_search(store, page, None)):
             if not await self.delete_memories([record["memory_id"] for record in found], checked_namespace):
                 break  # rows of the user's that no id of ours names: they go with the others' past
+            await engine.wait_for("session")
         return await engine.erase(checked_namespace, None)
 
     async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:
@@ -581,10 +632,18 @@ def _added(entry: CheckedEntry, namespace: str, engine: Engine) -> MemoryAdded:
     return MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
 
 
+def _is_question(store: OpenStore, namespace: str) -> bool:
+    """Whether ``namespace`` reads like a query: it has whitespace, and is none of the store's."""
+    if not any(char.isspace() for char in namespace):
+        return False
+    is_known = store.projection.tables.name_of(namespace) is not None
+    return not is_known and store.projection.projector.watermark >= store.log.durable_lsn  # else it may be about to be
+
+
 def _id_list(memory_ids: object) -> list[str]:
     """What was given as several ids, none of them checked yet."""
     if isinstance(memory_ids, (str, bytes)) or not isinstance(memory_ids, Iterable):
-        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type(memory_ids).__name__}")
+        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type_name(memory_ids)}")
     return list(memory_ids)
 
 

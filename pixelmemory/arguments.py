@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, type_name
 from pixelmemory.events import MemoryUpdated
 from pixelmemory.filters import Filter, parse_filter
 from pixelmemory.opening import OpenStore
@@ -129,7 +129,7 @@ def check_search(
         checked_vector = np.frombuffer(check_vector(vector, store.dimensions, "vector"), dtype="<f4")
     if min_score is not None:
         if isinstance(min_score, bool) or not isinstance(min_score, (int, float)):
-            raise InvalidTypeError("min_score", f"must be a number, not {type(min_score).__name__}")
+            raise InvalidTypeError("min_score", f"must be a number, not {type_name(min_score)}")
         if not -1 <= min_score <= 1:
             raise InvalidArgumentError("min_score", f"must be from -1 to 1, not {brief(min_score)}")
         if query is None and vector is None:
@@ -150,7 +150,7 @@ def check_search(
 def check_consistency(value: object) -> str | int:
     """``"session"``, ``"eventual"``, ``"strong"`` or an LSN."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise InvalidTypeError("consistency", f"must be a str or an LSN, not {type(value).__name__}")
+        raise InvalidTypeError("consistency", f"must be a str or an LSN, not {type_name(value)}")
     if isinstance(value, str) and value not in ("session", "eventual", "strong"):
         reason = f"must be 'session', 'eventual', 'strong' or an LSN, not {brief(value)}"
         raise InvalidArgumentError("consistency", reason)
@@ -164,7 +164,7 @@ def check_timeout(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidTypeError("timeout", f"must be a number of seconds, not {type(value).__name__}")
+        raise InvalidTypeError("timeout", f"must be a number of seconds, not {type_name(value)}")
     if not value >= 0:
         raise InvalidArgumentError("timeout", f"must not be negative, not {brief(value)}")
     try:

@@ -636,6 +636,7 @@ class Engine:
             events_applied=projector.events,
             texts_embedded=projector.texts_embedded,
             texts_unembeddable=projector.texts_unembeddable,
+            texts_truncated=projector.texts_truncated,
             embed_seconds=projector.embed_seconds,
             apply_seconds=projector.apply_seconds,
             dead_letters=projector.dead_letters,

@@ -73,12 +73,21 @@ __all__ = [
 ]
 
 
+def type_name(value: object) -> str:
+    """The type of ``value`` as a message names it: with its module unless it is built in, since ``numpy.bool`` and
+    ``bool`` are not one type. None is ``None``."""
+    kind = type(value)
+    if value is None:
+        return "None"
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def brief(value: object) -> str:
     """``value`` as a message shows it: its repr, shortened; never fails, however large or odd ``value`` is."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - such as an integer of more digits than Python writes out
-        text = f"a value of type {type(value).__name__}"
+        text = f"a value of type {type_name(value)}"
     return shortened(text, 100)
 
 

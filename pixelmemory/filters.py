@@ -16,7 +16,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidFilterError, InvalidTypeError, brief
+from pixelmemory.errors import InvalidArgumentError, InvalidFilterError, InvalidTypeError, brief, type_name
+from pixelmemory.filter_mistakes import mistaken_key, mistaken_value
 from pixelmemory.options import Options
 from pixelmemory.values import plain_json
 
@@ -116,6 +117,8 @@ class _Parser:
                 items.append(self._logical(key, operand, None, place, depth))
             elif key.startswith("$"):
                 raise InvalidFilterError(place, _misplaced(key))
+            elif reason := mistaken_key(key, operand):
+                raise InvalidFilterError(place, reason)
             else:
                 items.append(self._field_filter(_split_path(key), operand, place, depth))
         return items[0] if len(items) == 1 else And(tuple(items))
@@ -125,7 +128,10 @@ class _Parser:
         self._check_depth(depth)
         if not isinstance(operand, Mapping) or not any(isinstance(key, str) and key[:1] == "$" for key in operand):
             self._count_nodes(len(path))
-            return Condition(path, Operator.EQ, self._literal(operand, field))
+            literal = self._literal(operand, field)
+            if reason := mistaken_value(literal):
+                raise InvalidFilterError(field, reason)
+            return Condition(path, Operator.EQ, literal)
         operators = self._items(operand, field)
         items = [self._operator(path, key, value, f"{field}.{key}", depth) for key, value in operators]
         return items[0] if len(items) == 1 else And(tuple(items))
@@ -160,7 +166,7 @@ class _Parser:
 
     def _list(self, operand: object, field: str) -> Any:
         if not isinstance(operand, (list, tuple)):
-            raise InvalidFilterError(field, f"must be given a list, not {type(operand).__name__}")
+            raise InvalidFilterError(field, f"must be given a list, not {type_name(operand)}")
         return self._literal(list(operand), field)
 
     def _ordered(self, operand: object, field: str) -> Any:
@@ -186,7 +192,7 @@ class _Parser:
 
     def _items(self, value: object, field: str) -> list[tuple[str, Any]]:
         if not isinstance(value, Mapping):
-            raise InvalidFilterError(field, f"must be a dict, not {type(value).__name__}")
+            raise InvalidFilterError(field, f"must be a dict, not {type_name(value)}")
         items: list[tuple[str, Any]] = []
         for key, item in value.items():
             if not isinstance(key, str):

@@ -44,6 +44,8 @@ class Stats(NamedTuple):
     texts_embedded: int
     #: texts for which the model has no vector (an empty one, say): those memories are found by metadata and time only
     texts_unembeddable: int
+    #: texts that are longer than the model reads, and so found by their beginning: ``truncated_memories()`` lists them
+    texts_truncated: int
     embed_seconds: float
     apply_seconds: float
     #: events that could not be applied and wait for ``retry_dead_letters()``

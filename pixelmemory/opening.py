@@ -36,6 +36,7 @@ from pixelmemory.errors import (
     ProjectionUnavailableError,
     StoreError,
     UnembeddableTextError,
+    type_name,
 )
 from pixelmemory.installed import check_installed
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
@@ -97,7 +98,7 @@ def check_name(name: object) -> str:
         InvalidTypeError, InvalidArgumentError: anything else; it becomes a folder's name.
     """
     if not isinstance(name, str):
-        raise InvalidTypeError("name", f"must be a str, not {type(name).__name__}")
+        raise InvalidTypeError("name", f"must be a str, not {type_name(name)}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise InvalidArgumentError(
             "name",
@@ -280,7 +281,7 @@ def _start_pixeltable(
         if not options.open_without_tables:
             raise
         return error
-    from pixelmemory.projection.layout import DIMENSIONS_MAX_FP16
+    from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP16
 
     if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
         raise InvalidArgumentError(
@@ -336,6 +337,7 @@ def _open_projection(
             log=store.log,
             schema=store.schema,
             embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
+            truncated_texts=None if store.embedder is None else store.embedder.truncated,
             options=options,
             rebuild=rebuild,
             recorded_fields=manifest.schema,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, type_name
 
 __all__ = ["Layout", "Options", "SyncMode"]
 
@@ -180,13 +180,11 @@ _MAXIMUM: dict[str, int] = {
 def _check_field(name: str, value: object, kind: str) -> None:
     if kind == "bool":
         if not isinstance(value, bool):
-            raise InvalidTypeError(name, f"must be a bool, not {type(value).__name__}")
+            raise InvalidTypeError(name, f"must be a bool, not {type_name(value)}")
     elif kind in ("int", "float"):
         number = int if kind == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, number):
-            raise InvalidTypeError(
-                name, f"must be {'an int' if kind == 'int' else 'a number'}, not {type(value).__name__}"
-            )
+            raise InvalidTypeError(name, f"must be {'an int' if kind == 'int' else 'a number'}, not {type_name(value)}")
         minimum = _MINIMUM.get(name, 1)
         if not minimum <= value < float("inf"):
             raise InvalidArgumentError(name, f"must be a finite number of at least {minimum:g}, not {brief(value)}")
@@ -195,6 +193,6 @@ def _check_field(name: str, value: object, kind: str) -> None:
     elif kind in ("SyncMode", "Layout"):
         expected = {"SyncMode": SyncMode, "Layout": Layout}[kind]
         if not isinstance(value, expected):
-            raise InvalidTypeError(name, f"must be a {kind}, not {type(value).__name__}")
+            raise InvalidTypeError(name, f"must be a {kind}, not {type_name(value)}")
     elif value is not None and not isinstance(value, (str, os.PathLike)):
-        raise InvalidTypeError(name, f"must be a path, not {type(value).__name__}")
+        raise InvalidTypeError(name, f"must be a path, not {type_name(value)}")

@@ -5,11 +5,13 @@ Everything here blocks and runs on a worker thread; waiting for an LSN is the en
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterable, Sequence
 
 import pixeltable as pxt
 
+from pixelmemory.embedding import Embedder
 from pixelmemory.models import MemoryRecord
 from pixelmemory.projection.projection import Projection
 from pixelmemory.projection.reads import Row, Search
@@ -36,6 +38,19 @@ class Query:
         if table is None or search.limit == 0:
             return []
         return [_record(row) for row in self._projection.reads.search(table, search)]
+
+    def truncated(self, namespace: str, limit: int, embedder: Embedder) -> list[MemoryRecord]:
+        """The memories whose content is longer than ``embedder`` reads, newest first."""
+        table = self._projection.tables.name_of(namespace)
+        window = embedder.window
+        if table is None or window is None:
+            return []
+        found: list[MemoryRecord] = []
+        with contextlib.closing(self._projection.reads.long_texts(table, namespace, window)) as pages:
+            while len(found) < limit and (page := next(pages, None)) is not None:
+                cut = embedder.truncated([row.content for row in page])
+                found += [_record(row) for row, is_cut in zip(page, cut, strict=True) if is_cut]
+        return found[:limit]
 
     def existing(self, namespace: str, memory_ids: Iterable[str]) -> set[str]:
         """Which of ``memory_ids`` are visible in ``namespace``."""

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import inspect
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, SchemaViolationError, brief
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, SchemaViolationError, brief, type_name
 from pixelmemory.values import check_timestamp
 
 __all__ = ["ColumnKind", "Schema", "fields_fingerprint", "parse_schema"]
@@ -197,7 +197,7 @@ def parse_schema(schema: object) -> Schema | None:
     if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
         return _from_struct(schema)
     if not isinstance(schema, Mapping):
-        reason = f"must be a mapping of names to types, or a msgspec.Struct class, not {type(schema).__name__}"
+        reason = f"must be a mapping of names to types, or a msgspec.Struct class, not {type_name(schema)}"
         raise InvalidTypeError("schema", reason)
     return _from_mapping(schema) if schema else None
 

@@ -303,6 +303,17 @@ class Memory:
             timeout=timeout,
         )
 
+    def truncated_memories(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        limit: int = 100,
+        *,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> list[MemoryRecord]:
+        """The memories whose content is longer than the model reads. See :meth:`AsyncMemory.truncated_memories`."""
+        return self._call(self._memory.truncated_memories, namespace, limit, consistency=consistency, timeout=timeout)
+
     def update_memory(
         self,
         memory_id: str,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError, brief
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError, brief, type_name
 from pixelmemory.options import Options
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def check_memory_id(value: object, options: Options, field: str = "memory_id") -
 
 def _check_text(value: object, chars_max: int, option: str, field: str, *, empty: bool) -> str:
     if not isinstance(value, str):
-        raise InvalidTypeError(field, f"must be a string, not {_kind(value)}")
+        raise InvalidTypeError(field, f"must be a string, not {type_name(value)}")
     if not value and not empty:
         raise InvalidArgumentError(field, "must not be empty")
     if len(value) > chars_max:
@@ -110,10 +110,6 @@ def _bad_text(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"must not contain a lone surrogate (character {error.start})"
     return None
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else type(value).__name__
 
 
 # --------------------------------------------------------------------------------------------------- memory ids
@@ -185,7 +181,7 @@ def encode_metadata(value: object, options: Options, field: str = "metadata") ->
     if value is None:
         return b"{}"
     if not isinstance(value, Mapping):
-        raise InvalidTypeError(field, f"must be a dict, not {_kind(value)}")
+        raise InvalidTypeError(field, f"must be a dict, not {type_name(value)}")
     try:
         text = _encoder.encode(value if _is_plain(value, options, field) else plain_json(value, options, field))
     except UnicodeEncodeError:
@@ -331,7 +327,9 @@ class _Copier:
         copied: dict[str, Any] = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InvalidTypeError(field, f"has the key {brief(key)}, and keys must be strings, not {_kind(key)}")
+                raise InvalidTypeError(
+                    field, f"has the key {brief(key)}, and keys must be strings, not {type_name(key)}"
+                )
             if reason := _bad_text(key):
                 raise InvalidArgumentError(field, f"has the key {brief(key)}, which {reason}")
             copied[str.__str__(key)] = self.copy(item, f"{field}.{key}", depth + 1)
@@ -341,13 +339,15 @@ class _Copier:
 
 
 def _no_json(value: object) -> str:
-    kind = _kind(value)
+    kind = type_name(value)
     if isinstance(value, tuple):
         return f"must not be a {kind}: it would come back as a list; pass a list"
     if isinstance(value, (set, frozenset)):
         return f"must not be a {kind}: JSON has no sets; pass a list"
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return f"must not be a {kind}: JSON has no such type; pass value.isoformat()"
+    if hasattr(value, "tolist"):  # a number or an array of numpy's, or of a library that is like it
+        return f"must be a JSON value (dict, list, string, number, boolean or None), not {kind}; pass value.tolist()"
     return f"must be a JSON value (dict, list, string, number, boolean or None), not {kind}"
 
 
@@ -376,7 +376,7 @@ def check_timestamp(value: object, field: str = "timestamp") -> int:
 
 def _microseconds(value: object, field: str) -> int:
     if not isinstance(value, dt.datetime):
-        raise InvalidTypeError(field, f"must be a datetime, not {_kind(value)}")
+        raise InvalidTypeError(field, f"must be a datetime, not {type_name(value)}")
     try:
         aware = value.astimezone(dt.UTC)
     except (OverflowError, ValueError, OSError):  # at the ends of the calendar; the range check decides
@@ -421,18 +421,18 @@ def check_limit(value: object) -> int:
         InvalidArgumentError: negative.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidTypeError("limit", f"must be an integer, not {_kind(value)}")
+        raise InvalidTypeError("limit", f"must be an integer, not {type_name(value)}")
     try:
         limit = int(value.__index__())
     except TypeError:  # an array has the method and no value
-        raise InvalidTypeError("limit", f"must be an integer, not {_kind(value)}") from None
+        raise InvalidTypeError("limit", f"must be an integer, not {type_name(value)}") from None
     if limit < 0:
         raise InvalidArgumentError("limit", f"must be at least 0, not {brief(limit)}")
     return min(limit, _INT64_MAX)
 
 
-#: the norms between which the database can compute a cosine in float32
-_NORM_MIN, _NORM_MAX = 1e-15, 1e15
+#: from here on float32 keeps 24 bits of a number, 2**-126
+_FLOAT32_NORMAL_MIN = 1.1754943508222875e-38
 
 
 def check_vector(value: object, dimensions: int, field: str = "embedding") -> bytes:
@@ -443,7 +443,8 @@ def check_vector(value: object, dimensions: int, field: str = "embedding") -> by
 
     Raises:
         InvalidTypeError: not such a sequence.
-        InvalidArgumentError: of another length, not finite as float32, all zero, or with a norm outside 1e-15 to 1e15.
+        InvalidArgumentError: of another length, not finite as float32, all zero as float32, or so small that
+            float32 would change its direction.
     """
     import numpy as np  # not needed by a program that has no vectors of its own
 
@@ -455,12 +456,12 @@ def check_vector(value: object, dimensions: int, field: str = "embedding") -> by
     with np.errstate(over="ignore"):
         vector = array.astype("<f4")
     if not np.isfinite(vector).all():
-        raise InvalidArgumentError(field, "must hold finite numbers (as float32)")
-    norm = float(np.linalg.norm(vector.astype("f8")))
-    if norm == 0.0:
+        raise InvalidArgumentError(field, "must hold finite numbers (as float32: up to 3.4e38)")
+    if not array.any():
         raise InvalidArgumentError(field, "must not be all zero: it has no direction")
-    if not _NORM_MIN <= norm <= _NORM_MAX:
-        reason = f"has the norm {norm:g}, and must have one from {_NORM_MIN:g} to {_NORM_MAX:g}; normalize it"
+    largest = float(np.abs(vector).max())
+    if largest < _FLOAT32_NORMAL_MIN and not np.array_equal(vector, array):
+        reason = f"is too small for float32: its largest number is {float(np.abs(array).max()):g}; normalize it"
         raise InvalidArgumentError(field, reason)
     return vector.tobytes()
 
@@ -471,7 +472,7 @@ def _numbers(value: Any, field: str) -> np.ndarray[Any, Any]:
     if hasattr(value, "detach"):  # a torch tensor, on whatever device and of whatever precision
         value = value.detach().cpu().double().numpy()
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not hasattr(value, "__len__"):
-        raise InvalidTypeError(field, f"must be a sequence of numbers, not {_kind(value)}")
+        raise InvalidTypeError(field, f"must be a sequence of numbers, not {type_name(value)}")
     if isinstance(value, (list, tuple)) and any(isinstance(item, (bool, str, bytes)) for item in value):
         raise InvalidTypeError(field, "must hold numbers alone")
     try:
@@ -516,7 +517,7 @@ def check_entry(
         InvalidTypeError, InvalidArgumentError, LimitExceededError, SchemaViolationError: as the single checks.
     """
     if not isinstance(entry, Mapping):
-        raise InvalidTypeError(field or "entry", f"must be a dict with 'content', not {_kind(entry)}")
+        raise InvalidTypeError(field or "entry", f"must be a dict with 'content', not {type_name(entry)}")
     if unknown := [key for key in entry if key not in _ENTRY_KEYS]:
         names, known = ", ".join(map(brief, unknown[:5])), ", ".join(sorted(_ENTRY_KEYS))
         raise InvalidArgumentError(field or "entry", f"has unknown keys: {names}; known are {known}")

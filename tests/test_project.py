@@ -65,7 +65,7 @@ def test_every_error_is_exported_and_explained() -> None:
 TIERS = (
     ("errors",),
     ("events", "models", "options", "process", "quiet", "installed"),
-    ("values", "schema", "filters", "embedding"),
+    ("values", "schema", "filters", "filter_mistakes", "embedding"),
     ("log",),
     ("projection",),
     ("query", "maintenance"),

@@ -6,7 +6,8 @@
       (the user's)        (checked)          (loads)        (a model)               (on disk)
 
 The parts: ``config`` checks what the user gave, ``source`` finds the model's files (on this machine, else from the
-hub), ``fingerprint`` identifies them, ``model`` runs them, ``vector_cache`` keeps what they gave.
+hub), ``fingerprint`` identifies them, ``model`` runs them, ``window`` says how much of a text it reads,
+``vector_cache`` keeps what they gave.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pixelmemory.embedding.config import EmbeddingConfig, parse_embedding_config
 from pixelmemory.embedding.fingerprint import embedding_label, tell_apart
 from pixelmemory.embedding.model import Embedder, open_embedder
 from pixelmemory.embedding.vector_cache import VectorCache
+from pixelmemory.embedding.window import Window
 
 __all__ = [
     "Embedder",
     "EmbeddingConfig",
     "VectorCache",
+    "Window",
     "embedding_label",
     "open_embedder",
     "parse_embedding_config",

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, type_name
 
 __all__ = ["DTYPES", "EmbeddingConfig", "parse_embedding_config"]
 
@@ -77,7 +77,7 @@ def parse_embedding_config(value: object) -> EmbeddingConfig | None:
     elif isinstance(value, EmbeddingConfig):
         value = msgspec.structs.asdict(value)
     elif not isinstance(value, dict):
-        raise InvalidTypeError("embedding_config", f"must be a str, a dict or None, not {type(value).__name__}")
+        raise InvalidTypeError("embedding_config", f"must be a str, a dict or None, not {type_name(value)}")
 
     for key in value:
         if key not in EmbeddingConfig.__struct_fields__:
@@ -92,7 +92,7 @@ def parse_embedding_config(value: object) -> EmbeddingConfig | None:
 
 def _check_value(key: str, item: object) -> None:
     field = f"embedding_config[{key!r}]"
-    kind = type(item).__name__
+    kind = type_name(item)
     if key in _TEXT_KEYS:
         if not isinstance(item, str):
             raise InvalidTypeError(field, f"must be a str, not {kind}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pixelmemory.embedding.config import EmbeddingConfig
 from pixelmemory.embedding.fingerprint import model_digest
 from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
+from pixelmemory.embedding.window import Window, window_of
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError, shortened
 from pixelmemory.quiet import ignore_warnings
 
@@ -54,6 +55,10 @@ class Embedder(Protocol):
     def label(self) -> str:
         """What a person knows it by; nothing of this machine in it."""
 
+    @property
+    def window(self) -> Window | None:
+        """How much of a content it reads; None where it reads all of it, as far as is known."""
+
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of memories' contents.
 
@@ -70,6 +75,9 @@ class Embedder(Protocol):
 
     def embed_query(self, text: str) -> NDArray[np.float32]:
         """Vector of a query, shape ``(dimensions,)``. Raises as :meth:`embed_documents`."""
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which of ``texts``, contents without a prompt, are longer than it reads; in their order."""
 
 
 def open_embedder(
@@ -116,6 +124,7 @@ class SentenceTransformerEmbedder:
         self._batch_size = config.batch_size or (_BATCH_SIZE_CPU if on_cpu else _BATCH_SIZE_ACCELERATOR)
         self.query_prompt, self.document_prompt = _prompts(self._model, source, config)
         self.dimensions = self._measure(source, config)
+        self.window = _window(self._model, self.document_prompt)
         self.fingerprint = _fingerprint(source, config, self)
         self.label = _label(source, self.dimensions)
         _log.info("loaded %s on %s, %d dimensions", source.name, self._model.device, self.dimensions)
@@ -148,6 +157,28 @@ class SentenceTransformerEmbedder:
         vector: NDArray[np.float32] = vectors[0]
         return vector
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """See :meth:`Embedder.truncated`. Tokenizes what may be too long: about 2 us a token, on one core."""
+        cut = [False] * len(texts)
+        window = self.window
+        if window is None:
+            return cut
+        asked = [place for place, text in enumerate(texts) if window.may_cut(text)]
+        for start in range(0, len(asked), self._batch_size):
+            places = asked[start : start + self._batch_size]
+            with self._turn:  # a tokenizer keeps how it truncates, and a pass through the model sets it
+                tokens = self._model.tokenizer(
+                    [self.document_prompt + texts[place] for place in places],
+                    truncation=False,
+                    padding=False,
+                    return_attention_mask=False,
+                    return_token_type_ids=False,
+                    verbose=False,  # that a text is longer than the model reads
+                )["input_ids"]
+            for place, ids in zip(places, tokens, strict=True):
+                cut[place] = len(ids) > window.tokens_max
+        return cut
+
     def _encode(self, encode: Callable[..., Any], texts: list[str], prompt: str) -> NDArray[np.float32]:
         """One pass. The prompt goes as an argument, never into the texts: a pooling may leave it out; and always, even
         if empty, else a default of the model's would come in."""
@@ -171,7 +202,7 @@ class SentenceTransformerEmbedder:
             kind = "a zero vector" if norms[place] == 0.0 else "a vector that is not finite"
             raise UnembeddableTextError(rows[place], f"the model gives it {kind}")
         if self._normalize:
-            vectors /= norms[:, None].astype(np.float32)
+            np.divide(vectors, norms[:, None], out=vectors, casting="same_kind")  # in double: a norm may exceed float32
 
     def _measure(self, source: ModelSource, config: EmbeddingConfig) -> int:
         """The length of the model's vectors, from one that it makes: a model that cannot embed shows it here."""
@@ -276,6 +307,17 @@ def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingC
         query if config.query_prompt is None else config.query_prompt,
         document if config.document_prompt is None else config.document_prompt,
     )
+
+
+def _window(model: SentenceTransformer, prompt: str) -> Window | None:
+    """How much ``model`` reads of a text. Known of those with a tokenizer of transformers; static models read all."""
+    from transformers import PreTrainedTokenizerBase
+
+    tokenizer: Any = getattr(model[0], "tokenizer", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    tokens_max = getattr(model[0], "document_length", None) or model.max_seq_length
+    return window_of(tokens_max, tokenizer.num_special_tokens_to_add(pair=False), prompt)
 
 
 def _trained_as(source: ModelSource) -> str:

@@ -19,6 +19,7 @@ from pixeltable.func import Batch
 from pixeltable.type_system import ArrayType
 
 from pixelmemory.errors import EmbeddingError, UnembeddableTextError
+from pixelmemory.projection.scaling import scaled
 
 __all__ = ["VectorSource", "Vectors", "embed_content", "register", "unregister"]
 
@@ -57,7 +58,10 @@ class VectorSource:
         return threading.get_ident() == self._thread
 
     def vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """One vector a text; None, found by metadata and time only, where none was given and the model has none."""
+        """One vector a text, scaled for the database; None where none was given and the model has none.
+
+        A row without a vector is found by metadata and time only.
+        """
         known: Vectors = self._prepared if self.prepares_here() else {}
         found = [known.get(text) for text in texts]
         missing = [i for i, text in enumerate(texts) if text not in known]
@@ -68,7 +72,7 @@ class VectorSource:
                 _logger.warning("a text inserted into the table has no vector: %s", error)
                 del missing[error.index]
                 continue
-            for i, vector in zip(missing, vectors, strict=True):
+            for i, vector in zip(missing, scaled(vectors), strict=True):
                 found[i] = vector
             break
         return found

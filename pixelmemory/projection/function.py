@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pixelmemory.embedding import EmbeddingConfig, embedding_label
-from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError
+from pixelmemory.errors import EmbeddingError, InvalidArgumentError, UnembeddableTextError, type_name
+from pixelmemory.projection.scaling import has_direction
 
 __all__ = ["FunctionEmbedder"]
 
@@ -30,7 +31,7 @@ class FunctionEmbedder:
         self._config = config
         if not isinstance(config.function, func.Function):
             raise InvalidArgumentError(
-                "embedding_config['function']", f"must be a Pixeltable function, not {type(config.function).__name__}"
+                "embedding_config['function']", f"must be a Pixeltable function, not {type_name(config.function)}"
             )
         self._function: Any = config.function
         self._lock = threading.Lock()
@@ -44,6 +45,15 @@ class FunctionEmbedder:
         self.dimensions = len(probe)
         self.fingerprint = f"function:{self._function.self_path or self._function.name}:{self.dimensions}"
         self.label = embedding_label(self.fingerprint, None)
+
+    @property
+    def window(self) -> None:
+        """Not known of a function."""
+        return None
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """None, as far as is known; see :meth:`pixelmemory.embedding.Embedder.truncated`."""
+        return [False] * len(texts)
 
     def __repr__(self) -> str:
         return f"FunctionEmbedder({self.fingerprint})"
@@ -70,13 +80,17 @@ class FunctionEmbedder:
         if vector is None or vector.shape != (self.dimensions,):
             raise UnembeddableTextError(index, "the function returned no vector of the store's length")
         length = float(np.linalg.norm(vector))
-        if not np.isfinite(length) or length == 0.0:
-            raise UnembeddableTextError(index, "its vector is zero or not finite")
-        return vector / length if self._config.normalize else vector
+        if self._config.normalize and 0.0 < length < np.inf:
+            vector = vector / length
+        with np.errstate(over="ignore"):
+            single = vector.astype(np.float32)
+        if not has_direction(single):
+            raise UnembeddableTextError(index, "its vector is zero or not finite (as float32)")
+        return single
 
     def _one(self, text: str) -> np.ndarray | None:
         try:
             value = self._function.exec([text], {})
         except Exception as error:
             raise EmbeddingError(f"the function {self._function.name} failed: {error}") from error
-        return None if value is None else np.asarray(value, dtype=np.float32)
+        return None if value is None else np.asarray(value, dtype=np.float64)  # squares of float32 fit into it

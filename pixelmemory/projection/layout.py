@@ -28,6 +28,7 @@ from pixelmemory.options import Layout
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.embed import embed_content
 from pixelmemory.projection.filter_sql import typed_index
+from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32
 from pixelmemory.projection.store_sql import StoreTable
 from pixelmemory.schema import ColumnKind, Schema
 
@@ -38,9 +39,6 @@ _logger = logging.getLogger("pixelmemory.projection")
 ROOT = "pixelmemory"
 INDEX_NAME = "content_embedding"
 SHARED_TABLE = "memories"
-#: dimensions that pgvector indexes in single and in half precision
-DIMENSIONS_MAX_FP32 = 2000
-DIMENSIONS_MAX_FP16 = 4000
 #: bump when the tables' columns change; an older projection is then rebuilt
 PROJECTION_FORMAT = 1
 

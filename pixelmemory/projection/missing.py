@@ -47,7 +47,7 @@ class _MissingProjector:
 
     def stats(self) -> ProjectorStats:
         """Nothing was done."""
-        return ProjectorStats(0, 0, 0, 0, 0, 0.0, 0.0, 0, self.blocked)
+        return ProjectorStats(0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, self.blocked)
 
 
 class _MissingTables:

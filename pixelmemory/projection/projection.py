@@ -25,7 +25,7 @@ from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import ProjectionState, TableSet, find_folder, folder_name
 from pixelmemory.projection.mismatch import find_mismatch
-from pixelmemory.projection.preparation import EmbedTexts
+from pixelmemory.projection.preparation import EmbedTexts, TruncatedTexts
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.public_api import PublicReads
 from pixelmemory.projection.purge import purge, require_sql, scrub
@@ -76,6 +76,7 @@ class Projection:
         log: Log,
         schema: Schema | None,
         embed_texts: EmbedTexts | None,
+        truncated_texts: TruncatedTexts | None,
         options: Options,
         rebuild: bool,
         rewritten_lsn: int,
@@ -88,6 +89,7 @@ class Projection:
             tables_id: names the folder of the tables: the store's id, or what a copy of a store has in its place.
             state: what it has to be made from.
             embed_texts: the store's model behind its cache, or None.
+            truncated_texts: which texts the model cuts, or None.
             rebuild: delete what there is first.
             rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
             recorded_fields: the schema's fields that the tables were made with, as the manifest has them, if it does.
@@ -107,7 +109,7 @@ class Projection:
                     tables.adopt(found)
             checkpoint = _reconcile(tables, state, log, rewritten_lsn, rebuild=rebuild, recorded=recorded_fields)
             tables.load()
-            return cls._assemble(claim, tables, checkpoint, log, embed_texts, options, on_watermark)
+            return cls._assemble(claim, tables, checkpoint, log, embed_texts, truncated_texts, options, on_watermark)
         except BaseException:
             claim.release()
             raise
@@ -120,6 +122,7 @@ class Projection:
         checkpoint_lsn: int,
         log: Log,
         embed_texts: EmbedTexts | None,
+        truncated_texts: TruncatedTexts | None,
         options: Options,
         on_watermark: Callable[[int], None],
     ) -> Projection:
@@ -148,6 +151,7 @@ class Projection:
             checkpoint_lsn=checkpoint_lsn,
             dead_letters=[DeadLetter(**row) for row in dead.select(**columns).collect()],
             embed=embed_texts,
+            truncated=truncated_texts,
             dimensions=tables.state.dimensions,
             options=options,
             on_watermark=on_watermark,

@@ -34,7 +34,7 @@ from pixelmemory.projection.fold import Change
 from pixelmemory.projection.graph import GraphKeeper
 from pixelmemory.projection.layout import TableSet
 from pixelmemory.projection.poison import apply_what_can_be
-from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer
+from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer, TruncatedTexts
 from pixelmemory.projection.stats import ProjectorStats
 
 __all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
@@ -91,6 +91,7 @@ class Projector:
         checkpoint_lsn: last LSN that is applied.
         dead_letters: those that are recorded.
         embed: the store's model, or None.
+        truncated: which texts it cuts, or None.
         dimensions: of a vector, or None without semantic search.
         options: limits.
         on_watermark: called on a projector thread after each step, with the new watermark; also when the state of
@@ -108,6 +109,7 @@ class Projector:
         checkpoint_lsn: int,
         dead_letters: Sequence[DeadLetter],
         embed: EmbedTexts | None,
+        truncated: TruncatedTexts | None,
         dimensions: int | None,
         options: Options,
         on_watermark: Callable[[int], None],
@@ -136,7 +138,7 @@ class Projector:
 
         self._stopping = threading.Event()
         self._preparer = Preparer(
-            embed, dimensions, options, stopping=self._stopping, block=self._block, unblock=self._unblock
+            embed, truncated, dimensions, options, stopping=self._stopping, block=self._block, unblock=self._unblock
         )
         self._wake = threading.Event()
         #: set while a reader waits: batches are not left to gather
@@ -201,6 +203,7 @@ class Projector:
             self._events,
             self._preparer.texts_embedded,
             self._preparer.texts_unembeddable,
+            self._preparer.texts_truncated,
             self._preparer.embed_seconds,
             self._apply_seconds,
             len(self.dead_letters),

@@ -10,7 +10,7 @@ import datetime as dt
 import functools
 import operator
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -18,12 +18,14 @@ import numpy as np
 import pixeltable as pxt
 from pixeltable import exceptions as excs
 
+from pixelmemory.embedding.window import Window
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.filters import equal, matches
 from pixelmemory.projection import store_sql
 from pixelmemory.projection.database import first_line
 from pixelmemory.projection.layout import INDEX_NAME, TableSet, namespace_key
-from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.projection.reads import PAGE_ROWS, Row, Search, row_of
+from pixelmemory.projection.scaling import has_direction
 from pixelmemory.values import decode_metadata, memory_key
 
 __all__ = ["PublicReads"]
@@ -91,6 +93,12 @@ class PublicReads:
         found = [row for row in rows if self._wanted(search, row)]
         return found[: search.limit]
 
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""
+        rows = [row for row in self.search(table, Search(namespace, 2**62)) if window.may_cut(row.content)]
+        for start in range(0, len(rows), PAGE_ROWS):
+            yield rows[start : start + PAGE_ROWS]
+
     def _wanted(self, search: Search, row: Row) -> bool:
         if search.min_score is not None and (row.score is None or row.score < search.min_score):
             return False
@@ -118,9 +126,9 @@ class PublicReads:
             columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
         rows = list(query.select(**columns).collect())
         if vector is not None:
-            rows = [row for row in rows if row["vector"] is not None]
             for row in rows:
-                row["score"] = _cosine(row["vector"], vector)
+                row["score"] = None if row["vector"] is None else _cosine(row["vector"], vector)
+            rows = [row for row in rows if row["score"] is not None]
         rows.sort(key=_rank)
         for row in rows:
             text = row["metadata_text"]
@@ -135,7 +143,10 @@ def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:
     return -row.get("score", 0.0), -row["lsn"] if row["lsn"] is not None else 0, row["memory_id"]
 
 
-def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    a, b = left.astype(np.float64), right.astype(np.float64)
+def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:
+    """The cosine of two vectors, -1 to 1; None where one of them has no direction."""
+    if not (has_direction(left) and has_direction(right)):
+        return None
+    a, b = left.astype(np.float64), right.astype(np.float64)  # their squares neither overflow nor vanish
     cosine = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
     return min(max(cosine, -1.0), 1.0)  # rounding may lead beyond

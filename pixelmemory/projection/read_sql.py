@@ -10,20 +10,22 @@ from __future__ import annotations
 import contextlib
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import psycopg
 from psycopg.types.string import BytesBinaryDumper
 
+from pixelmemory.embedding.window import Window
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.options import Options
 from pixelmemory.projection.connections import shared
 from pixelmemory.projection.database import is_infrastructure_error, revive_server
 from pixelmemory.projection.filter_sql import compile_filter
 from pixelmemory.projection.layout import TableSet, namespace_key
-from pixelmemory.projection.reads import Row, Search, row_of
+from pixelmemory.projection.reads import PAGE_ROWS, Row, Search, row_of
+from pixelmemory.projection.scaling import scaled
 from pixelmemory.projection.store_sql import LIVE, StoreTable
 from pixelmemory.schema import ColumnKind
 from pixelmemory.values import memory_key
@@ -84,6 +86,34 @@ class SqlReads:
         rows = self._run(f"SELECT count(*) FROM {physical.name} WHERE {where}", parameters)
         return int(rows[0][0])
 
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`.
+
+        Raises:
+            ProjectionUnavailableError: the database is down, or the table is gone.
+        """
+        physical = self._tables.store_table(table)
+        where, parameters = self._scope(physical, namespace)
+        content = physical.columns["content"]
+        where += (
+            f" AND (octet_length({content}) > %(ascii)s OR "
+            f"(octet_length({content}) > %(other)s AND octet_length({content}) <> char_length({content})))"
+        )
+        parameters |= {"ascii": window.ascii_bytes_max, "other": window.bytes_max}
+        statement = f"SELECT {_columns(physical)} FROM {physical.name} WHERE {where} ORDER BY {_newest(physical)}"
+        self._run("SELECT 1", {})  # a dead connection is found out here, where it can be made anew
+        try:
+            with (
+                self._connection() as connection,
+                connection.transaction(),  # a cursor lives in one
+                connection.cursor(name="pixelmemory_long_texts") as cursor,
+            ):
+                cursor.execute(statement.encode(), parameters)
+                while rows := cursor.fetchmany(PAGE_ROWS):
+                    yield [row_of(*row) for row in rows]
+        except psycopg.Error as error:
+            raise ProjectionUnavailableError(f"the read failed: {error}") from error
+
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         physical = self._tables.store_table(table)
@@ -93,7 +123,7 @@ class SqlReads:
             return [row_of(*row) for row in self._newest(physical, where, parameters)]
         if physical.vector is None:
             raise ProjectionUnavailableError(f"the embedding index of table {table} is gone; rebuild the projection")
-        parameters["vector"] = _Vector(search.vector)
+        parameters["vector"] = _Vector(scaled(search.vector))
         bound = search.min_score
         if self._has_graph(table) and not self._few(physical, search, where, parameters):
             rows = self._nearest(physical, where, parameters, exact=False)
@@ -114,7 +144,9 @@ class SqlReads:
         if exact:  # an ORDER BY that is no bare operator cannot be served by the graph
             distance = f"({distance}) + 0"
             order += f", {table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
-        kept = "distance IS NOT NULL"  # rows without a vector come last
+        # Rows without a vector come last, and before them those whose stored vector has no direction: their distance is
+        # NaN, which PostgreSQL takes for greater than every number, so that it would satisfy any min_score.
+        kept = "distance IS NOT NULL AND distance <> 'NaN'"
         if min_score is not None:
             kept += " AND 1 - distance >= %(min_score)s"
             parameters = {**parameters, "min_score": min_score}
@@ -125,8 +157,7 @@ class SqlReads:
         )
 
     def _newest(self, table: StoreTable, where: str, parameters: dict[str, Any]) -> list[Any]:
-        column = table.columns
-        order = f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
+        order = _newest(table)
         return self._run(
             f"SELECT {_columns(table)} FROM ({self._first(table, where, order)}) AS newest ORDER BY {order}", parameters
         )
@@ -173,21 +204,24 @@ class SqlReads:
             parameters["end"] = search.end
         return " AND ".join(conditions), parameters
 
+    def _connection(self) -> contextlib.AbstractContextManager[psycopg.Connection[Any]]:
+        options = self._options
+        return shared.connection(
+            _configure,
+            size_max=options.connections_max,
+            idle_seconds=options.connection_idle_seconds,
+            timeout_seconds=options.database_timeout_seconds,
+        )
+
     def _run(self, statement: str, parameters: dict[str, Any]) -> list[Any]:
         """Run one statement; once more on a fresh connection where the old one turned out to be dead.
 
         Raises:
             ProjectionUnavailableError: the database is down, or the table is gone.
         """
-        options = self._options
         for attempt in (1, 2):
             try:
-                with shared.connection(
-                    _configure,
-                    size_max=options.connections_max,
-                    idle_seconds=options.connection_idle_seconds,
-                    timeout_seconds=options.database_timeout_seconds,
-                ) as connection:
+                with self._connection() as connection:
                     return connection.execute(statement, parameters).fetchall()
             except psycopg.Error as error:
                 if attempt == 2 or not is_infrastructure_error(error):
@@ -208,6 +242,11 @@ def _columns(table: StoreTable) -> str:
     # a user may have changed the metadata through Pixeltable: then its text is out of date
     metadata = f"CASE WHEN {text}::jsonb = {value} THEN {text} ELSE {value}::text END"
     return f"{column['id_text']}, {column['memory_id']}, {column['content']}, {metadata}, {column['timestamp']}"
+
+
+def _newest(table: StoreTable) -> str:
+    column = table.columns
+    return f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
 
 
 class _Vector(bytes):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
+from pixelmemory.embedding.window import Window
 from pixelmemory.filters import Filter
 
-__all__ = ["ReadBackend", "Row", "Search"]
+__all__ = ["PAGE_ROWS", "ReadBackend", "Row", "Search"]
+
+#: rows of :meth:`ReadBackend.long_texts` that are in memory at once
+PAGE_ROWS = 50
 
 
 class Row(NamedTuple):
@@ -56,6 +60,9 @@ class ReadBackend(Protocol):
 
     def count(self, table: str, namespace: str) -> int:
         """How many live rows ``namespace`` has."""
+
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""
 
     def close(self) -> None:
         """Let go of what is held."""

@@ -20,6 +20,8 @@ class ProjectorStats(NamedTuple):
     texts_embedded: int
     #: texts for which the model has no vector: their memories are found by metadata and time only
     texts_unembeddable: int
+    #: texts that are longer than the model reads
+    texts_truncated: int
     #: seconds spent embedding, and applying
     embed_seconds: float
     apply_seconds: float

@@ -66,8 +66,13 @@ _operators = st.fixed_dictionaries(
 
 def _of_field(value: Any) -> Any:
     """A plain value as it may stand under a field: with a key that begins with $ only behind ``$eq``."""
-    reads_as_operators = isinstance(value, dict) and any(key.startswith("$") for key in value)
-    return {"$eq": value} if reads_as_operators else value
+    return {"$eq": value} if _reads_as_operators(value) else value
+
+
+def _reads_as_operators(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return any(key.startswith("$") or _reads_as_operators(item) for key, item in value.items())
 
 
 _one_operator = _operators.map(lambda operators: dict([next(iter(operators.items()))]))

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from filter_strategies import documents, filters, paths, write_path
 from hypothesis import given, settings
@@ -72,6 +73,8 @@ def test_a_filter_becomes_a_tree() -> None:
         ({"a": b"x"}, "metadata_filter.a", "must be a JSON value"),
         ({"a": {1: 2}}, "metadata_filter.a", "keys must be strings"),
         ({"a": 10**5000}, "metadata_filter.a", "digits"),
+        ({"a": b"x"}, "metadata_filter.a", "not bytes"),
+        ({"a": np.bool_(True)}, "metadata_filter.a", "not numpy.bool; pass value.tolist()"),
     ],
 )
 def test_what_is_wrong_is_an_error_with_its_place(value: Any, field: str, reason: str) -> None:
@@ -80,6 +83,81 @@ def test_what_is_wrong_is_an_error_with_its_place(value: Any, field: str, reason
     assert caught.value.field == field
     assert reason in caught.value.reason
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "reason"),
+    [
+        # operators without their dollar
+        ({"score": {"gte": 2}}, "metadata_filter.score", '"$gte" for "gte"'),
+        ({"score": {"GTE": 2}}, "metadata_filter.score", '"$gte" for "GTE"'),
+        ({"a": {"gt": 1, "lt": 3}}, "metadata_filter.a", '"$gt" for "gt", "$lt" for "lt"'),
+        ({"a": {" In ": [1]}}, "metadata_filter.a", '"$in" for " In "'),
+        ({"a": {"eq": {"b": 1}}}, "metadata_filter.a", '"$eq" for "eq"'),
+        ({"a": {"ne": None}}, "metadata_filter.a", '"$ne" for "ne"'),
+        ({"a": {"nin": []}}, "metadata_filter.a", '"$nin" for "nin"'),
+        ({"a": {"notIn": []}}, "metadata_filter.a", '"$nin" for "notIn"'),
+        ({"a": {"exists": True}}, "metadata_filter.a", '"$exists" for "exists"'),
+        ({"a": {"Contains": "x"}}, "metadata_filter.a", '"$contains" for "Contains"'),
+        ({"a": {">=": 1, "<": 2}}, "metadata_filter.a", '"$gte" for ">=", "$lt" for "<"'),
+        ({"a": {"!=": 1}}, "metadata_filter.a", '"$ne" for "!="'),
+        ({"a": {"not": {"gt": 1}}}, "metadata_filter.a", '"$not" for "not"'),
+        ({"a": {"OR": [{"$gt": 1}, 2]}}, "metadata_filter.a", '"$or" for "OR"'),
+        ({"$or": [{"b": 1}, {"a": {"gt": 1}}]}, "metadata_filter.$or[1].a", '"$gt" for "gt"'),
+        ({"$not": {"a": {"gt": 1}}}, "metadata_filter.$not.a", '"$gt" for "gt"'),
+        ({"a": {"$or": [1, {"gt": 1}]}}, "metadata_filter.a.$or[1]", '"$gt" for "gt"'),
+        # operators that there are elsewhere
+        ({"a": {"like": "x%"}}, "metadata_filter.a", "there is none of this name"),
+        ({"a": {"icontains": "x"}}, "metadata_filter.a", "there is none of this name"),
+        ({"a": {"Regex": "x.*"}}, "metadata_filter.a", "there is none of this name"),
+        ({"a": "*"}, "metadata_filter.a", 'for any value write {"$exists": True}'),
+        # operators inside of an object
+        ({"a": {"b": {"$gt": 1}}}, "metadata_filter.a", 'by a dotted path, "field.b"'),
+        ({"a": {"b": {"gt": 1}}}, "metadata_filter.a", 'by a dotted path, "field.b"'),
+        ({"a": {"x": 1, "b": {"c": {"$lt": 1, "$gt": 0}}}}, "metadata_filter.a", 'by a dotted path, "field.b"'),
+        # logical operators without their dollar, at any level
+        ({"OR": [{"a": 1}]}, "metadata_filter.OR", 'write {"$or": [...]}'),
+        ({"or": [{"a": 1}, {"b": 2}]}, "metadata_filter.or", 'write {"$or": [...]}'),
+        ({"AND": [{"a": 1}]}, "metadata_filter.AND", 'write {"$and": [...]}'),
+        ({"And": ({"a": 1}, {"b": 2})}, "metadata_filter.And", 'write {"$and": [...]}'),
+        ({"NOT": {"a": 1}}, "metadata_filter.NOT", 'write {"$not": {...}}'),
+        ({"not": {"$or": [{"a": 1}]}}, "metadata_filter.not", 'write {"$not": {...}}'),
+        ({"NOT": [{"a": 1}]}, "metadata_filter.NOT", 'write {"$not": {"$or": [...]}}'),
+        ({"nor": [{"a": 1}]}, "metadata_filter.nor", 'write {"$not": {"$or": [...]}}'),
+        ({"$and": [{"a": 1}, {"OR": [{"b": 1}]}]}, "metadata_filter.$and[1].OR", 'write {"$or": [...]}'),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error_that_says_what_is(value: Any, field: str, reason: str) -> None:
+    with pytest.raises(InvalidFilterError) as caught:
+        parsed(value)
+    assert caught.value.field == field
+    assert reason in caught.value.reason
+    assert "$eq" in caught.value.reason, "and how to ask for the value itself"
+
+
+def test_objects_that_are_no_operators_can_be_asked_for() -> None:
+    plain: list[Any] = [
+        {}, {"gte": 2, "unit": "kg"}, {"in": "a door", "out": "a window"}, {"like": 5}, {"like": "x", "dislike": "y"},
+        {"b": {"in": 1, "out": 2}}, {"b": {"$ref": 1}}, {"b": {"$ref": 1, "$gt": 2}}, {"greater": 1}, {"b": "*"},
+        {"b": [{"gt": 1}]}, ["*"], "**", "a*", [{"gt": 1}], "or",
+    ]  # fmt: skip
+    for value in plain:
+        assert parsed({"a": value}) == Condition(("a",), Operator.EQ, value)
+    for value in (*plain, {"gte": 2}, {"$gte": 2}, "*", {"b": {"$gt": 1}}, {"like": "x"}):
+        assert parsed({"a": {"$eq": value}}) == Condition(("a",), Operator.EQ, value)
+        assert parsed({"a": {"$in": [value]}}) == Condition(("a",), Operator.IN, [value])
+        assert parsed({"a": {"$ne": value}}) == Not(Condition(("a",), Operator.EQ, value))
+
+
+def test_fields_with_the_name_of_an_operator_can_be_asked_for() -> None:
+    for name in ("or", "OR", "and", "not", "NOT", "nor", "gt", "in"):
+        values: list[Any] = [1, "x", [], ["x"], [1, {"a": 1}], None]
+        for value in values:
+            assert parsed({name: value}) == Condition((name,), Operator.EQ, value)
+        lists: list[Any] = [[{"a": 1}], {"a": 1}]
+        for value in lists:
+            assert parsed({name: {"$eq": value}}) == Condition((name,), Operator.EQ, value)
+        assert parsed({name: {"$gt": 1}}) == Condition((name,), Operator.GT, 1)
 
 
 def test_limits() -> None:

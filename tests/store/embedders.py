@@ -51,3 +51,21 @@ def cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     """Cosine similarity in double precision."""
     a, b = left.astype(np.float64), right.astype(np.float64)
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+#: dimensions that are indexed in half precision
+HALF_DIMENSIONS = 2001
+
+
+def far_vector(text: str) -> NDArray[np.float32]:
+    """Of ``"<factor> <words>"``: :func:`words_vector` times the factor, then zeros. Float32, (HALF_DIMENSIONS,)."""
+    factor, _, words = text.partition(" ")
+    vector = np.zeros(HALF_DIMENSIONS, dtype=np.float32)
+    vector[:DIMENSIONS] = words_vector(words).astype(np.float64) * (float(factor) if words else 1.0)
+    return vector
+
+
+@pxt.udf  # type: ignore[untyped-decorator]
+def embed_far(text: str) -> pxt.Array[(HALF_DIMENSIONS,), np.float32]:
+    """:func:`far_vector` as a function of Pixeltable's."""
+    return far_vector(text)

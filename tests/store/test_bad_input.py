@@ -16,6 +16,7 @@ from pixelmemory import (
     InvalidArgumentError,
     InvalidFilterError,
     InvalidTypeError,
+    Layout,
     LimitExceededError,
     Memory,
     ModelLoadError,
@@ -143,7 +144,7 @@ BAD_ENTRIES: list[tuple[str, Any, type[Any], str]] = [
     ("embedding", np.zeros(4), InvalidArgumentError, ""),
     ("embedding", [1.0, 2.0, 3.0, float("nan")], InvalidArgumentError, ""),
     ("embedding", [1.0, 2.0, 3.0, 1e39], InvalidArgumentError, ""),
-    ("embedding", [1e-30] * 4, InvalidArgumentError, ""),
+    ("embedding", [1e-50] * 4, InvalidArgumentError, ""),
 ]
 
 
@@ -338,3 +339,39 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("MANIFEST")), "a store is not made for a model that does not load"
     with Memory("no_model", embedding_config=None, options=Options(home=tmp_path)) as mem:
         assert mem.count() == 0
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_question_taken_for_a_namespace_is_told_once(
+    tmp_path: Path, layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[str]:
+        return [
+            each.getMessage() for each in caplog.records if (each.name, each.levelname) == ("pixelmemory", "WARNING")
+        ]
+
+    options = Options(home=tmp_path, progress=False, layout=layout)
+    with Memory(f"question_{layout.value}", None, {"dimensions": 2}, options=options) as mem:
+        mem.add_entry("Ada prefers tea", embedding=[1, 0])
+        mem.add_entry("gone", "an old namespace", memory_id="gone", embedding=[1, 0])
+        mem.flush()
+        mem.delete_memory("gone", "an old namespace")
+        meant: list[dict[str, Any]] = [
+            {},
+            {"namespace": "ada"},  # no whitespace: a name
+            {"namespace": "an old namespace"},  # it held something once
+            {"namespace": "what does Ada drink?", "vector": [1, 0]},  # a query is given
+        ]
+        for arguments in meant:
+            mem.search(**arguments)
+        assert mem.erase_namespace("no such space") == 0
+        assert mem.truncated_memories("no such space") == []
+        assert told() == []
+        for question in ("what does Ada drink?", "and\twhat does Bob?"):
+            assert mem.search(question) == []
+            assert mem.search(question, metadata_filter={"a": 1}) == []
+        said = "search() was given the namespace 'what does Ada drink?', which holds no memory: did you mean query=...?"
+        assert told() == [said]
+    with Memory(f"question_{layout.value}", None, {"dimensions": 2}, options=options) as mem:
+        mem.search("what does Ada drink?")
+        assert told() == [said, said], "each handle says it once"
