@@ -434,6 +434,8 @@ class Engine:
         problems: list[str] = []
         if (failure := store.log.failure) is not None:
             problems.append(f"writes are refused: {failure}")
+        elif (problem := store.log.problem) is not None:
+            problems.append(f"writes fail: {problem}")
         if store.maintenance.problem is not None:
             problems.append(store.maintenance.problem)
         projector = store.projection.projector

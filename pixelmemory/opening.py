@@ -27,6 +27,7 @@ from pixelmemory.errors import (
     ModelMismatchError,
     StoreError,
     UnembeddableTextError,
+    shortened,
 )
 from pixelmemory.log import FORMAT_VERSION, Append, Files, Log, Manifest, StoreLock
 from pixelmemory.log.files import ensure_folder
@@ -124,17 +125,21 @@ def open_store(
     parsed_schema = parse_schema(schema)
     config = parse_embedding_config(embedding_config)
     folder = options.home_path() / checked_name
+    files = files or Files()
     with ExitStack() as stack:
         store = OpenStore(checked_name, folder, options, stack)
         store.schema = parsed_schema
         try:
-            ensure_folder(files or Files(), folder)
+            ensure_folder(files, folder)
             if folder.stat().st_mode & 0o077:  # a copy that was made with other modes, say
                 folder.chmod(0o700)
             lock = StoreLock.acquire(folder / "LOCK")
         except OSError as error:
-            raise StoreError(f"the store's folder {folder} cannot be used: {error}") from error
+            where = f"{shortened(str(folder), 300)}, in {options.home_origin()},"
+            raise StoreError(f"the store's folder {where} cannot be used: {error}") from error
         stack.callback(lock.release)
+        files.hold_folder(folder, lock.folder_fd)
+        stack.callback(files.release_folder)
         manifest = Manifest.load(folder, files)
         embedding = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, options)
@@ -142,7 +147,7 @@ def open_store(
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         _start_pixeltable(store.dimensions, options)
         manifest = _renewed(manifest, embedding, store.dimensions, options)
-        manifest.save(folder, files)
+        manifest.save(folder, files, lock.check_place)
         store.log = Log.open(
             folder,
             store_id=manifest.store_id,
@@ -151,16 +156,22 @@ def open_store(
             on_commit=on_commit,
             files=files,
             has_log=manifest.has_log,
+            check_folder=lock.check_place,
         )
         stack.callback(store.log.close)
         if not manifest.has_log:
             manifest = msgspec.structs.replace(manifest, has_log=True)
-            manifest.save(folder, files)
+            manifest.save(folder, files, lock.check_place)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
-        cache = _open_cache(store, embedding, options)
+        cache = _open_cache(store, embedding, options, lock.check_place)
         _open_projection(store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded)
         store.maintenance = Maintenance(
-            folder, manifest, log=store.log, projection=store.projection, cache=cache, files=files
+            *(folder, manifest),
+            log=store.log,
+            projection=store.projection,
+            cache=cache,
+            files=files,
+            check_folder=lock.check_place,
         )
         stack.callback(store.maintenance.close)
         store.maintenance.resume()
@@ -227,10 +238,12 @@ def _start_pixeltable(dimensions: int | None, options: Options) -> None:
         )
 
 
-def _open_cache(store: OpenStore, embedding: str, options: Options) -> VectorCache | None:
+def _open_cache(
+    store: OpenStore, embedding: str, options: Options, check_folder: Callable[[], None]
+) -> VectorCache | None:
     if store.embedder is None or not options.vector_cache:
         return None
-    cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions)
+    cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions, check_folder=check_folder)
     store._stack.callback(cache.close)
     return cache
 

@@ -64,7 +64,7 @@ def test_every_error_is_exported_and_explained() -> None:
 #: modules that may import those of their own line and of the lines before it
 TIERS = (
     ("errors",),
-    ("events", "models", "options", "process"),
+    ("events", "models", "options", "paths", "process"),
     ("values", "schema", "filters", "embedding"),
     ("log",),
     ("projection",),
