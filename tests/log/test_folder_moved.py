@@ -198,8 +198,15 @@ def test_a_rewrite_does_not_begin(folder: Path, move: Callable[[Path], None]) ->
         store.append_each(EVENTS)
         move(folder)
         known, log = contents(folder), contents(folder.with_name("away"))
+        copied: list[StoredEvent] = []
+
+        def transform(stored: StoredEvent) -> Event:
+            copied.append(stored)
+            return stored.event
+
         with pytest.raises(LogWriteError, match=MOVED):
-            store.log.rewrite(lambda stored: stored.event)
+            store.log.rewrite(transform)
+        assert not copied
         assert contents(folder) == known
         assert contents(folder.with_name("away")) == log
         put_back(folder)
@@ -243,24 +250,48 @@ def test_a_manifest_is_not_written(folder: Path, move: Callable[[Path], None]) -
     assert Manifest.load(folder) == Manifest(store_id=STORE_ID)
 
 
-def test_a_folder_that_is_moved_during_an_open_gets_no_quarantine(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    with opened(folder) as store:
+class _MovesWhileRead(Files):
+    """The folder is replaced once ``reads`` files in it were opened."""
+
+    def __init__(self, folder: Path, reads: int) -> None:
+        self.folder = folder
+        self.reads = reads
+
+    def open_read(self, path: Path) -> int:
+        fd = super().open_read(path)
+        self.reads -= 1
+        if self.reads == 0:
+            _replaced_by_a_store(self.folder)
+        return fd
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2])
+def test_a_folder_that_is_moved_during_an_open_gets_no_quarantine(folder: Path, reads: int) -> None:
+    with opened(folder.with_name("life")) as store:
         store.append_each(EVENTS)
-        shutil.copytree(folder, tmp_path / "killed")
-    killed = tmp_path / "killed"
-    (segment,) = (killed / "log").iterdir()
+        shutil.copytree(folder.with_name("life"), folder)
+    (segment,) = (folder / "log").iterdir()
     os.truncate(segment, 9000)  # a torn tail
-    lock = StoreLock.acquire(killed / "LOCK")
-    try:
-        _renamed(killed)
-        shutil.copytree(folder, killed)
-        known = contents(killed)
-        with pytest.raises(LogWriteError, match=MOVED), opened(killed, epoch=2, check_folder=lock.check_place):
-            pass
-        assert contents(killed) == known
-    finally:
-        lock.release()
+    lock, files = StoreLock.acquire(folder / "LOCK"), _MovesWhileRead(folder, reads)
+    files.hold_folder(folder, lock.folder_fd)
+    if reads == 0:
+        _replaced_by_a_store(folder)
+    other = contents(folder.with_name("other"))
+    with (
+        pytest.raises(LogWriteError, match=MOVED),
+        opened(folder, epoch=2, files=files, check_folder=lock.check_place),
+    ):
+        pass
+    assert files.reads <= 0
+    assert contents(folder) == other
+    assert sorted(contents(folder.with_name("away"))) == ["LOCK", "log", f"log/{segment.name}"]
+    put_back(folder)
+    with opened(folder, epoch=2, files=files, check_folder=lock.check_place) as store:
+        assert store.log.recovery.torn_bytes > 0
+        assert plain(read_all(store.log)) == EVENTS[: store.log.durable_lsn]
+    assert (folder / "quarantine").is_dir()
+    files.release_folder()
+    lock.release()
 
 
 # -- the lock

@@ -149,6 +149,7 @@ def test_a_probe_that_leaves_the_log_broken_poisons_it(tmp_path: Path, operation
         files.fail[operation] = EIO
         del files.fail["open_new"]
         wait_until(lambda: store.log.failure is not None)
+        assert "could not be made durable" in str(store.log.failure)
         files.fail.clear()
         files.calls.clear()
         with pytest.raises(LogPoisonedError):
