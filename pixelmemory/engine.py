@@ -255,6 +255,7 @@ class Engine:
                 options,
                 on_commit=lambda appends: self._post(self._committed, appends),
                 on_watermark=lambda _lsn: self._post(self._advanced),
+                folder=self._folder,
                 files=files,
                 check=check,
             ),
@@ -648,6 +649,8 @@ class Engine:
         problems: list[str] = []
         if (failure := store.log.failure) is not None:
             problems.append(f"writes are refused: {failure}")
+        elif (problem := store.log.problem) is not None:
+            problems.append(f"writes fail: {problem}")
         if store.maintenance.problem is not None:
             problems.append(store.maintenance.problem)
         projector = store.projection.projector

@@ -68,8 +68,11 @@ class Maintenance:
         projection: Projection,
         cache: VectorCache | None,
         files: Files | None = None,
+        check_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
+        #: raises an OSError where the folder is not the one that was opened
+        self._check_folder = check_folder
         self._manifest = manifest
         self._log = log
         self._projection = projection
@@ -217,6 +220,7 @@ class Maintenance:
         """Nobody can tell whose bytes stand there."""
         quarantine = self._folder / "quarantine"
         try:
+            self._check_folder()
             if self._files.is_folder(quarantine):
                 _remove_inside(self._files, quarantine)
         except OSError as error:
@@ -251,7 +255,7 @@ class Maintenance:
 
     def _save(self, **changes: Any) -> None:
         manifest = msgspec.structs.replace(self._manifest, **changes)
-        manifest.save(self._folder, self._files)
+        manifest.save(self._folder, self._files, self._check_folder)
         self._manifest = manifest
 
     def _check_open(self) -> None:

@@ -36,6 +36,7 @@ from pixelmemory.errors import (
     ProjectionUnavailableError,
     StoreError,
     UnembeddableTextError,
+    shortened,
     type_name,
 )
 from pixelmemory.installed import check_installed
@@ -116,12 +117,14 @@ def open_store(
     *,
     on_commit: Callable[[Sequence[Append]], None],
     on_watermark: Callable[[int], None],
+    folder: Path | None = None,
     files: Files | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> OpenStore:
     """Open, or make, the store ``name``. The projector is not started yet.
 
     Args:
+        folder: of the store, absolute. Default: in the home that ``options`` name.
         files: the file operations of the log and the manifest; for tests.
         check: called between steps and while waiting; what it raises ends the open.
 
@@ -138,18 +141,22 @@ def open_store(
     checked_name = check_name(name)
     parsed_schema = parse_schema(schema)
     config = parse_embedding_config(embedding_config)
-    folder = options.home_path() / checked_name
+    folder = folder or options.home_path() / checked_name
+    files = files or Files()
     with ExitStack() as stack:
         store = OpenStore(checked_name, folder, options, stack)
         store.schema = parsed_schema
         try:
-            ensure_folder(files or Files(), folder)
+            ensure_folder(files, folder)
             if folder.stat().st_mode & 0o077:  # a copy that was made with other modes, say
                 folder.chmod(0o700)
             lock = StoreLock.acquire(folder / "LOCK")
         except OSError as error:
-            raise StoreError(f"the store's folder {folder} cannot be used: {error}") from error
+            where = f"{shortened(str(folder), 300)}, in {options.home_origin()},"
+            raise StoreError(f"the store's folder {where} cannot be used: {error}") from error
         stack.callback(lock.release)
+        files.hold_folder(folder, lock.folder_fd)
+        stack.callback(files.release_folder)
         manifest = Manifest.load(folder, files)
         embedding, label = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, label, options)
@@ -159,7 +166,7 @@ def open_store(
         missing = _start_pixeltable(store.dimensions, options, check)
         fields = {} if store.schema is None else store.schema.fields
         manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)
-        manifest.save(folder, files)
+        manifest.save(folder, files, lock.check_place)
         store.log = Log.open(
             folder,
             store_id=manifest.store_id,
@@ -168,22 +175,28 @@ def open_store(
             on_commit=on_commit,
             files=files,
             has_log=manifest.has_log,
+            check_folder=lock.check_place,
         )
         stack.callback(store.log.close)
-        manifest = _saved(manifest, folder, files, has_log=True)
+        manifest = _saved(manifest, folder, files, lock.check_place, has_log=True)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
-        cache = _open_cache(store, embedding, options)
+        cache = _open_cache(store, embedding, options, lock.check_place)
         check()
         if missing is None:
             missing = _open_projection(
                 store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded
             )
-        if missing is None:
-            manifest = _saved(manifest, folder, files, schema=fields)  # only now do the tables have it
+        if missing is None:  # only now do the tables have it
+            manifest = _saved(manifest, folder, files, lock.check_place, schema=fields)
         else:
             _go_without(store, missing)
         store.maintenance = Maintenance(
-            folder, manifest, log=store.log, projection=store.projection, cache=cache, files=files
+            *(folder, manifest),
+            log=store.log,
+            projection=store.projection,
+            cache=cache,
+            files=files,
+            check_folder=lock.check_place,
         )
         stack.callback(store.maintenance.close)
         if missing is None:
@@ -253,11 +266,13 @@ def _renewed(
     )
 
 
-def _saved(manifest: Manifest, folder: Path, files: Files | None, **changes: Any) -> Manifest:
+def _saved(
+    manifest: Manifest, folder: Path, files: Files, check_folder: Callable[[], None], **changes: Any
+) -> Manifest:
     """``manifest`` with ``changes``, written if they change anything."""
     changed = msgspec.structs.replace(manifest, **changes)
     if changed != manifest:
-        changed.save(folder, files)
+        changed.save(folder, files, check_folder)
     return changed
 
 
@@ -300,10 +315,12 @@ def _go_without(store: OpenStore, cause: ProjectionUnavailableError) -> None:
     store.query = Query(store.projection)
 
 
-def _open_cache(store: OpenStore, embedding: str, options: Options) -> VectorCache | None:
+def _open_cache(
+    store: OpenStore, embedding: str, options: Options, check_folder: Callable[[], None]
+) -> VectorCache | None:
     if store.embedder is None or not options.vector_cache:
         return None
-    cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions)
+    cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions, check_folder=check_folder)
     store._stack.callback(cache.close)
     return cache
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, type_name
+from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, StoreError, brief, type_name
+from pixelmemory.paths import absolute_path
 
 __all__ = ["Layout", "Options", "SyncMode"]
 
@@ -139,14 +140,32 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise InvalidArgumentError("append_bytes_max", "must not be more than buffer_bytes_max")
 
     def home_path(self) -> Path:
-        """The folder that holds the stores: ``home``, else ``PIXELMEMORY_HOME``, else the user's data folder."""
+        """The folder that holds the stores: ``home``, else ``PIXELMEMORY_HOME``, else the user's data folder.
+
+        Absolute, with ``~`` expanded, so that it still means the same folder after the working directory has changed.
+
+        Raises:
+            StoreError: it cannot be a path; the message names the variable that it comes from.
+        """
         if self.home is not None:
-            return Path(self.home).expanduser()
+            return absolute_path(self.home, self.home_origin())
         if configured := os.environ.get("PIXELMEMORY_HOME"):
-            return Path(configured).expanduser()
+            return absolute_path(configured, self.home_origin())
         import platformdirs  # it warns on some systems; only where it is needed
 
-        return Path(platformdirs.user_data_dir("pixelmemory"))
+        try:
+            folder = platformdirs.user_data_dir("pixelmemory")
+        except RuntimeError as error:  # older versions of it return a path that begins with ~
+            raise StoreError(f"{self.home_origin()} cannot be used: {error}") from error
+        return absolute_path(folder, self.home_origin())
+
+    def home_origin(self) -> str:
+        """Where :meth:`home_path` comes from, for messages."""
+        if self.home is not None:
+            return "Options.home"
+        if os.environ.get("PIXELMEMORY_HOME"):
+            return "PIXELMEMORY_HOME"
+        return "the user data folder (set Options.home or PIXELMEMORY_HOME to choose another)"
 
 
 #: smallest accepted value of each number, where it is not 1

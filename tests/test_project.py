@@ -64,7 +64,7 @@ def test_every_error_is_exported_and_explained() -> None:
 #: modules that may import those of their own line and of the lines before it
 TIERS = (
     ("errors",),
-    ("events", "models", "options", "process", "quiet", "installed"),
+    ("events", "models", "options", "paths", "process", "quiet", "installed"),
     ("values", "schema", "filters", "filter_mistakes", "embedding"),
     ("log",),
     ("projection",),

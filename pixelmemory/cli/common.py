@@ -13,6 +13,7 @@ from typing import TypeAlias
 from pixelmemory.errors import StoreError
 from pixelmemory.log.salvage import Damage
 from pixelmemory.options import Options
+from pixelmemory.paths import absolute_path
 
 __all__ = [
     "CANNOT",
@@ -69,7 +70,7 @@ def find_store(arguments: argparse.Namespace) -> Path:
     home = Options(home=arguments.home).home_path()
     is_path = os.sep in text or text in (".", "..") or text.startswith("~")
     looked = [] if is_path else [home / text]
-    looked.append(Path(text).expanduser())
+    looked.append(absolute_path(text, "STORE"))
     for folder in looked:
         if any((folder / name).exists() for name in ("MANIFEST", "log", "log.old")):
             return folder.resolve()

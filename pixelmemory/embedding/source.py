@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from pixelmemory.errors import ModelLoadError
+from pixelmemory.errors import ModelLoadError, StoreError
+from pixelmemory.paths import absolute_path
 
 __all__ = ["REMEDY", "ModelSource", "find_model", "first_line", "is_e5"]
 
@@ -60,10 +61,15 @@ def find_model(model_id: str, *, refresh: bool = False) -> ModelSource:
     Raises:
         ModelLoadError: there is no such folder or model, or the hub cannot be reached.
     """
-    path = Path(model_id).expanduser()
-    if path.exists():
-        return _from_folder(model_id, path)
-    if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1 or "\\" in model_id:
+    is_path = model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or "\\" in model_id
+    try:
+        path = absolute_path(model_id, "embedding_config")
+        if path.exists():
+            return _from_folder(model_id, path)
+    except (StoreError, OSError) as error:
+        if is_path:
+            raise ModelLoadError(model_id, str(error), REMEDY) from error
+    if is_path:
         raise ModelLoadError(model_id, "there is no such folder", REMEDY)
     return _from_hub(model_id, refresh)
 
@@ -79,10 +85,9 @@ def _from_folder(model_id: str, path: Path) -> ModelSource:
         raise ModelLoadError(model_id, "it is a file, not a folder", REMEDY)
     if not ((path / "modules.json").is_file() or (path / "config.json").is_file()):
         raise ModelLoadError(model_id, "the folder is no model: it has neither modules.json nor config.json", REMEDY)
-    folder = path.absolute()
     # in the hub's cache the folder's name is a commit, and the model's is two levels up
-    named = folder.parent.parent if folder.parent.name == "snapshots" else folder
-    return ModelSource(model_id=model_id, target=str(folder), folder=folder, name=named.name, from_hub=False)
+    named = path.parent.parent if path.parent.name == "snapshots" else path
+    return ModelSource(model_id=model_id, target=str(path), folder=path, name=named.name, from_hub=False)
 
 
 def _from_hub(model_id: str, refresh: bool) -> ModelSource:

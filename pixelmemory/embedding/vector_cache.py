@@ -46,12 +46,21 @@ class VectorCache:
         fingerprint: of the model.
         dimensions: length of its vectors.
         bytes_max: the file's size at which an eighth of its entries, taken at random, gives way to new ones.
+        check_folder: called before each use of the files; raises an OSError where the store's folder is not the one
+            that was opened, and everything is a miss then. SQLite goes by paths.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str, dimensions: int, *, bytes_max: int = 16 * 1024 * 1024 * 1024
+        self,
+        folder: Path,
+        fingerprint: str,
+        dimensions: int,
+        *,
+        bytes_max: int = 16 * 1024 * 1024 * 1024,
+        check_folder: Callable[[], None] = lambda: None,
     ) -> None:
-        self._folder = Path(folder)
+        self._folder = Path(folder).absolute()
+        self._check_folder = check_folder
         self._path = self._folder / (hashlib.blake2b(fingerprint.encode(), digest_size=16).hexdigest() + _SUFFIX)
         self._dimensions = dimensions
         self._bytes_max = bytes_max
@@ -158,6 +167,7 @@ class VectorCache:
         if self._database is None:
             return False
         try:
+            self._check_folder()
             action(self._database)
         except (sqlite3.Error, OSError) as error:
             level = logging.DEBUG if what in self._failed else logging.WARNING  # a full disk fails every time
@@ -186,6 +196,7 @@ class VectorCache:
     def _delete_all(self) -> None:
         """Delete the file and, unless the cache was closed, begin a new one."""
         usable = not self._closed
+        self._check_folder()
         self._close()
         self._delete(self._path)
         if usable:
@@ -195,6 +206,7 @@ class VectorCache:
                 _log.warning("the vector cache %s cannot be used: %s", self._path, error)
 
     def _connect(self) -> sqlite3.Connection:
+        self._check_folder()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for other in self._folder.glob(f"*{_SUFFIX}"):
             if other != self._path:

@@ -75,7 +75,7 @@ from __future__ import annotations
 
 from pixelmemory.log.append import Append
 from pixelmemory.log.files import FAULT_POINTS, Files, fault_point, set_fault_hook
-from pixelmemory.log.lock import StoreLock
+from pixelmemory.log.lock import FolderMovedError, StoreLock
 from pixelmemory.log.log import Log, LogStats
 from pixelmemory.log.manifest import Erasure, Manifest
 from pixelmemory.log.record import StoredEvent
@@ -91,6 +91,7 @@ __all__ = [
     "Erasure",
     "Files",
     "Finding",
+    "FolderMovedError",
     "Log",
     "LogStats",
     "Manifest",

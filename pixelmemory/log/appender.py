@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pixelmemory.errors import LogError, LogWriteError, UnknownOutcomeError
@@ -31,6 +31,8 @@ __all__ = ["Appender"]
 RESERVE_BYTES = 256 * 1024
 #: larger frames gain nothing from it
 RESERVED_FRAME_BYTES_MAX = 64 * 1024
+#: of zeros in one write of a probe
+PROBE_WRITE_BYTES = 1 << 20
 
 _logger = logging.getLogger("pixelmemory.log")
 
@@ -39,19 +41,31 @@ class Appender:
     """Appends to the last of ``segments``, and adds to the list when it rotates.
 
     Invariants: ``_end`` is where the next frame goes, and everything before it is whole frames. Once ``broken`` is set,
-    the descriptor is neither written nor synced again. With ``sync_each`` the caller syncs after each frame.
+    the descriptor is neither written nor synced again. With ``sync_each`` the caller syncs after each frame. A segment
+    is made only after ``check_folder`` has found the store's folder where it was (it raises an OSError otherwise).
     """
 
-    def __init__(self, files: Files, ready: ReadyLog, *, segment_bytes_max: int, sync_each: bool) -> None:
+    def __init__(
+        self,
+        files: Files,
+        ready: ReadyLog,
+        *,
+        segment_bytes_max: int,
+        sync_each: bool,
+        check_folder: Callable[[], None] = lambda: None,
+    ) -> None:
         self._files = files
+        self._check_folder = check_folder
         self._segments = ready.segments
         self._fd: int | None = ready.fd
         self._end = Place(ready.next_lsn, ready.segments[-1].end_bytes, ready.checksum)
         self._segment_bytes_max = segment_bytes_max
         self._flags = FLAG_SYNCED_EACH if sync_each else 0
+        #: size of the last frame that was tried
+        self._tried_bytes = 0
         #: the segment is written with zeros up to here; nothing is reserved where a sync is rare
         self._reserved_bytes = self._end.byte_offset
-        self._reserves = sync_each
+        self._reserves = self._may_reserve = sync_each
         #: last LSN whose sync returned
         self.synced_lsn = ready.next_lsn - 1
         #: a sync, or what must not fail half-way, failed
@@ -83,13 +97,9 @@ class Appender:
             UnknownOutcomeError: it may have been; ``broken`` is set.
         """
         body_bytes = sum(append.byte_count for append in appends)
+        self._tried_bytes = frame_bytes(body_bytes)
+        self._make_room_in_segment()
         active = self._segments[-1]
-        if (
-            self._end.byte_offset > SEGMENT_HEADER_BYTES
-            and self._end.byte_offset + frame_bytes(body_bytes) > self._segment_bytes_max
-        ):
-            self._rotate()
-            active = self._segments[-1]
         assert self._fd is not None
         end = self._end
         event_count = sum(append.event_count for append in appends)
@@ -117,6 +127,48 @@ class Appender:
         self.frames += 1
         self.bytes_written += len(frame)
         return body_bytes
+
+    def _make_room_in_segment(self) -> None:
+        """Go on in a new segment if the frame that is tried does not fit into the active one."""
+        end_bytes = self._end.byte_offset
+        if end_bytes > SEGMENT_HEADER_BYTES and end_bytes + self._tried_bytes > self._segment_bytes_max:
+            self._rotate()
+
+    def probe(self) -> None:
+        """See whether the frame that failed last would be written now: make its segment, fill its place with zeros.
+
+        They are what is reserved there anyway, so the next frame of that size has its room. What cannot be filled is
+        given back: the room on a disk that is almost full belongs to others too.
+
+        Raises:
+            LogWriteError: not yet. ``broken`` says whether it may be tried again.
+        """
+        assert not self.broken
+        self.check_folder()
+        self._make_room_in_segment()
+        assert self._fd is not None
+        start = self._end.byte_offset
+        end_bytes = start + self._tried_bytes
+        try:
+            for at in range(start, end_bytes, PROBE_WRITE_BYTES):
+                write_all(self._files, self._fd, bytes(min(PROBE_WRITE_BYTES, end_bytes - at)), at)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # zeros may stay
+                self._files.truncate(self._fd, max(start, self._reserved_bytes))
+            raise _not_written(error) from error
+        self._reserved_bytes = max(end_bytes, self._reserved_bytes)
+        self._reserves = self._may_reserve
+
+    def check_folder(self) -> None:
+        """Check that the store's folder is where it was.
+
+        Raises:
+            LogWriteError: it is not.
+        """
+        try:
+            self._check_folder()
+        except OSError as error:
+            raise LogWriteError(f"the log cannot be written: {error}. Nothing was recorded") from error
 
     def _reserve(self, end_bytes: int) -> None:
         """Have zeros written beyond ``end_bytes``, within the segment's size."""
@@ -181,7 +233,7 @@ class Appender:
             )
         self.synced_lsn = self.last_lsn
         self._reserved_bytes = place
-        return LogWriteError(f"the log could not be written: {error}. Nothing was recorded; make room, then try again")
+        return _not_written(error)
 
     def _rotate(self) -> None:
         """Go on in a new segment.
@@ -192,6 +244,7 @@ class Appender:
         Raises:
             LogWriteError, UnknownOutcomeError: as :meth:`write`.
         """
+        self.check_folder()
         old, end = self._segments[-1], self._end
         if self.synced_lsn < self.last_lsn:
             self.sync()
@@ -284,3 +337,7 @@ class Appender:
         except OSError as error:
             # every event is durable; the next open only has to look at the last batch again
             _logger.warning("the log was closed without its closing mark: %s", error)
+
+
+def _not_written(error: OSError) -> LogWriteError:
+    return LogWriteError(f"the log could not be written: {error}. Nothing was recorded; make room, then try again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,18 +129,47 @@ class Files:
     """The operating system's file operations, one method each, so that a test can put a faulty one in their place.
 
     Every method raises OSError as the system call does. Files are created 0600, folders 0700.
+
+    Invariant: after :meth:`hold_folder`, whatever is in the held folder is reached through the folder's descriptor,
+    never by its path: a folder that is renamed, replaced or unmounted meanwhile is still the one that is written to.
     """
+
+    #: of the held folder, its path with a separator at the end, and its descriptor; None while none is held
+    _held: tuple[str, int] | None = None
+
+    def hold_folder(self, folder: Path, fd: int) -> None:
+        """Reach ``folder`` through ``fd``, the caller's, until :meth:`release_folder`."""
+        self._held = (os.path.join(folder, ""), fd)
+
+    def release_folder(self) -> None:
+        """Go by paths again: the descriptor is about to be closed. Idempotent."""
+        self._held = None
+
+    def _at(self, path: Path) -> tuple[str, int | None]:
+        """``path`` as a name and the descriptor of the folder that it is relative to, None for the process's own."""
+        name = os.fspath(path)
+        if self._held is not None:
+            prefix, fd = self._held
+            if name.startswith(prefix):
+                return name[len(prefix) :], fd
+            if name == prefix[:-1]:
+                return ".", fd
+        return name, None
+
+    def _open_at(self, path: Path, flags: int, mode: int = 0) -> int:
+        name, folder_fd = self._at(path)
+        return os.open(name, flags | os.O_CLOEXEC, mode, dir_fd=folder_fd)
 
     def open_new(self, path: Path) -> int:
         """Create an empty file (an old one of that name is emptied) and open it for reading and writing."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return self._open_at(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
 
     def open_read(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open_at(path, os.O_RDONLY)
 
     def open_write(self, path: Path) -> int:
         """Open an existing file for reading and writing."""
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return self._open_at(path, os.O_RDWR)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -164,32 +194,46 @@ class Files:
 
     def rename(self, source: Path, target: Path) -> None:
         """Give ``source``, a file or a folder, the name ``target``; a file of that name is replaced."""
-        os.replace(source, target)
+        (old, old_fd), (new, new_fd) = self._at(source), self._at(target)
+        os.replace(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
 
     def unlink(self, path: Path) -> None:
-        os.unlink(path)
+        name, folder_fd = self._at(path)
+        os.unlink(name, dir_fd=folder_fd)
 
     def make_folder(self, path: Path) -> None:
-        os.mkdir(path, 0o700)
+        name, folder_fd = self._at(path)
+        os.mkdir(name, 0o700, dir_fd=folder_fd)
 
     def remove_folder(self, path: Path) -> None:
         """Remove an empty folder."""
-        os.rmdir(path)
+        name, folder_fd = self._at(path)
+        os.rmdir(name, dir_fd=folder_fd)
 
     def sync_folder(self, path: Path) -> None:
         """Flush the folder's entries: creations, renames and removals in it."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self._open_at(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
 
     def is_folder(self, path: Path) -> bool:
-        return path.is_dir()
+        name, folder_fd = self._at(path)
+        try:
+            return stat.S_ISDIR(os.stat(name, dir_fd=folder_fd).st_mode)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
 
     def names(self, path: Path) -> list[str]:
         """The names in a folder, sorted."""
-        return sorted(os.listdir(path))
+        fd = self._open_at(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
 
 def write_all(files: Files, fd: int, data: Buffer, byte_offset: int) -> None:
@@ -242,7 +286,11 @@ def ensure_folder(files: Files, path: Path) -> None:
     if files.is_folder(path):
         return
     ensure_folder(files, path.parent)
-    files.make_folder(path)
+    try:
+        files.make_folder(path)
+    except FileExistsError:
+        if not files.is_folder(path):  # a file; otherwise another process was faster
+            raise
     files.sync_folder(path.parent)
 
 

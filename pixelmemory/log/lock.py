@@ -1,6 +1,8 @@
 """LOCK: one process, and one handle in it, owns a store.
 
 ``flock`` and not POSIX record locks: those vanish when any descriptor of the file closes.
+
+The held descriptors also say which folder was opened, whatever its path leads to later.
 """
 
 from __future__ import annotations
@@ -11,11 +13,29 @@ import os
 import weakref
 from pathlib import Path
 
-from pixelmemory.errors import StoreLockedError
+from pixelmemory.errors import StoreLockedError, shortened
 
-__all__ = ["StoreLock"]
+__all__ = ["FolderMovedError", "StoreLock"]
 
 _held: weakref.WeakSet[StoreLock]
+
+
+class FolderMovedError(OSError):
+    """The path of an open store does not lead to the folder that was opened any more.
+
+    An OSError, so that whoever maps failures of the disk to an error of ours maps this one as well.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(errno.ESTALE, reason)
+        self._folder = folder
+        self._reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the store's folder {shortened(str(self._folder), 300)} was moved, replaced or unmounted while the store "
+            f"was open ({self._reason}). Put it back, or close the store and open it where it is now"
+        )
 
 
 class StoreLock:
@@ -23,13 +43,19 @@ class StoreLock:
 
     A child of a fork inherits the descriptor; it is closed there at once, which does not release the parent's lock, so
     that the lock lives exactly as long as its owner.
+
+    Attributes:
+        path: of the file.
+        folder_fd: descriptor of its folder, for :meth:`pixelmemory.log.Files.hold_folder`; open while the lock is held.
     """
 
-    __slots__ = ("__weakref__", "_fd", "_pid", "path")
+    __slots__ = ("__weakref__", "_fd", "_identity", "_pid", "folder_fd", "path")
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, folder_fd: int) -> None:
         self.path = path
+        self.folder_fd = folder_fd
         self._fd: int | None = fd
+        self._identity = _identity(os.fstat(fd))
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -41,9 +67,15 @@ class StoreLock:
 
         Raises:
             StoreLockedError: another process, or another handle of this one, holds it; with its pid.
-            OSError: the file cannot be opened or written.
+            OSError: the file cannot be opened or written, or is replaced at this moment.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = path.absolute()
+        folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+        except BaseException:
+            os.close(folder_fd)
+            raise
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,12 +85,28 @@ class StoreLock:
                 raise StoreLockedError(path, _read_pid(fd)) from None
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            lock = cls(path, fd, folder_fd)
+            lock.check_place()
         except BaseException:
             os.close(fd)
+            os.close(folder_fd)
             raise
-        lock = cls(path, fd)
         _held.add(lock)
         return lock
+
+    def check_place(self) -> None:
+        """Check that the path still leads to the file that is held: one ``stat``.
+
+        Raises:
+            FolderMovedError: the folder was moved, replaced, unmounted or deleted, or a link in its path leads
+                elsewhere.
+        """
+        try:
+            there = os.stat(self.path)
+        except OSError as error:
+            raise FolderMovedError(self.path.parent, f"its LOCK: {error.strerror}") from error
+        if _identity(there) != self._identity:
+            raise FolderMovedError(self.path.parent, "another LOCK is there")
 
     def release(self) -> None:
         """Let go. Idempotent; in a child of the owner it does nothing to the owner's lock."""
@@ -70,11 +118,13 @@ class StoreLock:
             # explicitly: a child that was forked and has not run yet may still hold the descriptor
             fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
+        os.close(self.folder_fd)
 
     def _close_in_child(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
+            os.close(self.folder_fd)
 
 
 _held = weakref.WeakSet()
@@ -87,6 +137,10 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _read_pid(fd: int) -> int | None:

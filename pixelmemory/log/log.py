@@ -76,8 +76,10 @@ class Log:
         ready: ReadyLog,
         options: Options,
         on_commit: Callable[[Sequence[Append]], None],
+        check_folder: Callable[[], None],
     ) -> None:
         self._files = files
+        self._check_folder = check_folder
         self._folder = folder
         self._segment_bytes_max = options.segment_bytes_max
         self.recovery: RecoveryReport = ready.report
@@ -88,9 +90,10 @@ class Log:
             ready,
             segment_bytes_max=options.segment_bytes_max,
             sync_each=options.sync_mode is SyncMode.ALWAYS,
+            check_folder=check_folder,
         )
         self._tail = Tail(options.tail_bytes_max)
-        self._reader = SegmentReader(files, self._segments)
+        self._reader = SegmentReader(files, self._segments, check_folder)
         self._closed = False
         self._writer = GroupCommit(self._appender, self._tail, options, on_commit, ready.last_logged_at_ns)
 
@@ -109,6 +112,7 @@ class Log:
         on_commit: Callable[[Sequence[Append]], None],
         files: Files | None = None,
         has_log: bool = False,
+        check_folder: Callable[[], None] = lambda: None,
     ) -> Log:
         """Verify the log in the store's ``folder``, make it ready to be appended to, and start its writer thread.
 
@@ -120,8 +124,11 @@ class Log:
             on_commit: called in the writer thread, once per commit, with every append of the frame in LSN order, after
                 ``durable_lsn`` has moved, or with ``error`` set on each. It must not call :meth:`close` or
                 :meth:`flush`. What it raises is logged.
-            files: the file operations; for tests.
+            files: the file operations.
             has_log: of the manifest; a log without segments is then refused.
+            check_folder: raises an OSError where ``folder`` does not lead to the folder that was opened any more, as
+                :meth:`pixelmemory.log.StoreLock.check_place` does. Called before each segment that is made, about once
+                a second while writes come, before anything goes to quarantine, and before and in a rewrite.
 
         Raises:
             LogCorruptError: damage, with its place; nothing was changed.
@@ -130,8 +137,9 @@ class Log:
         """
         started = time.monotonic()
         files = files or Files()
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         try:
+            check_folder()
             finish_switch(files, folder)
             ensure_folder(files, folder / LOG)
             verified = verify_log(files, folder / LOG, store_id, epoch, drop_damaged=options.drop_damaged_final_frame)
@@ -139,6 +147,7 @@ class Log:
                 raise LogCorruptError(folder / LOG / segment_name(1), 0, 1, "the first segment is missing or empty")
             if not verified.segments:  # nothing was acknowledged yet; the way to what will be must be durable
                 sync_parents(files, folder / LOG)
+            check_folder()  # verifying took its time
             remove_leftovers(files, folder)
             ready = renew_log(files, folder, verified, store_id, epoch)
         except OSError as error:
@@ -146,7 +155,7 @@ class Log:
                 f"the log in {folder} cannot be opened: {error}. Nothing acknowledged is lost"
             ) from error
         ready = ready._replace(report=ready.report._replace(seconds=time.monotonic() - started))
-        return cls(files, folder, ready, options, on_commit)
+        return cls(files, folder, ready, options, on_commit, check_folder)
 
     @property
     def durable_lsn(self) -> int:
@@ -167,6 +176,14 @@ class Log:
     def failure(self) -> LogError | None:
         """Why the log takes no more writes; None while it does."""
         return self._writer.failure
+
+    @property
+    def problem(self) -> LogError | None:
+        """Why the last append was not recorded, while the next one may be: a full disk, a folder that was moved.
+
+        None once an append was recorded, or would be: it is looked about once a second, without one.
+        """
+        return self._writer.problem
 
     @property
     def buffered_bytes(self) -> int:
@@ -211,6 +228,7 @@ class Log:
 
         Raises:
             LogCorruptError, UnknownEventError: what stands there cannot be given out.
+            StoreError: the segments are gone, with the store's folder.
             StoreClosedError, StoreForkedError: the log cannot be used.
         """
         self._writer.check_usable()
@@ -268,6 +286,7 @@ class Log:
     def _rewrite(self, transform: Callable[[StoredEvent], Event]) -> RewriteReport:
         bytes_before = self.stats().bytes
         try:
+            self._check_folder()
             remove_leftovers(self._files, self._folder)  # what an earlier one could not
         except OSError as error:
             raise LogWriteError(f"the log could not be rewritten: {error}. It is as it was") from error
@@ -310,6 +329,7 @@ class Log:
         fd = rewriting.new.finish()
         with self._reader.paused():
             try:
+                self._check_folder()
                 switch_logs(self._files, self._folder)
             except BaseException as error:
                 if isinstance(error, HalfSwitchedError) and error.log_folder is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 from zlib import crc32
@@ -158,8 +159,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.DecodeError as error:
             raise ManifestError(path, f"is damaged: {error}") from error
 
-    def save(self, folder: Path, files: Files | None = None) -> None:
+    def save(self, folder: Path, files: Files | None = None, check_folder: Callable[[], None] = lambda: None) -> None:
         """Replace the manifest in ``folder``, which must exist: temporary file, sync, rename, sync of the folder.
+
+        Args:
+            folder: of the store.
+            files: the file operations.
+            check_folder: raises an OSError where ``folder`` is not the one that was opened; nothing is written then.
 
         Raises:
             ManifestError: it could not be written; the old one stands, or the new one.
@@ -168,6 +174,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         path = folder / MANIFEST_NAME
         temporary = folder / (MANIFEST_NAME + ".tmp")
         try:
+            check_folder()
             write_file(files, temporary, _encode(msgspec.json.encode(self)), "manifest")
             files.rename(temporary, path)
             fault_point("manifest.after_rename")

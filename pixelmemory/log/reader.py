@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 
-from pixelmemory.errors import LogCorruptError
+from pixelmemory.errors import LogCorruptError, StoreError
 from pixelmemory.log.files import Files
 from pixelmemory.log.record import Frame, StoredEvent, decode_records
 from pixelmemory.log.segment import Segment
@@ -37,11 +37,18 @@ class SegmentReader:
     """Reads from ``segments``, a list that the log appends to as it rotates. Thread-safe; one read at a time.
 
     A read that starts where an earlier one ended goes on from there, without a search.
+
+    Args:
+        files: the file operations. Those of an open store hold its folder, so that a folder that was moved is read
+            where it is now, and another store in its place is not read at all.
+        segments: see above.
+        check_folder: raises an OSError where the path of the store leads elsewhere.
     """
 
-    def __init__(self, files: Files, segments: list[Segment]) -> None:
+    def __init__(self, files: Files, segments: list[Segment], check_folder: Callable[[], None]) -> None:
         self._files = files
         self._segments = segments
+        self._check_folder = check_folder
         self._lock = Lock()
         #: next LSN -> where it stands
         self._positions: OrderedDict[int, _Position] = OrderedDict()
@@ -51,6 +58,7 @@ class SegmentReader:
 
         Raises:
             LogCorruptError, UnknownEventError: what stands there cannot be given out.
+            StoreError: a segment cannot be opened, because the store's folder is gone from where it was.
         """
         with self._lock:
             events: list[StoredEvent] = []
@@ -110,8 +118,16 @@ class SegmentReader:
         try:
             fd = self._files.open_read(segment.path)
         except OSError as error:
+            self._check_moved(error)
             raise LogCorruptError(segment.path, 0, segment.header.first_lsn, f"cannot be opened: {error}") from error
         return _Position(segment, fd, walk_frames(Window(self._files, fd), segment, place))
+
+    def _check_moved(self, error: OSError) -> None:
+        """Raise if it is no damage: the folder is gone from where it was, and its files with it."""
+        try:
+            self._check_folder()
+        except OSError as moved:
+            raise StoreError(f"the log cannot be read: {error}; {moved}") from error
 
     def _segment_of(self, lsn: int) -> Segment:
         return self._segments[bisect_right(self._segments, lsn, key=lambda s: s.header.first_lsn) - 1]

@@ -29,6 +29,11 @@ __all__ = ["GroupCommit"]
 
 _logger = logging.getLogger("pixelmemory.log")
 
+#: after a write that failed, how often it is looked whether it would succeed now
+PROBE_SECONDS = 1.0
+#: while writes come, how often it is looked whether the store's folder is where it was
+FOLDER_CHECK_SECONDS = 1.0
+
 
 class _Task:
     """Something that the writer thread is asked to do between two commits."""
@@ -45,6 +50,11 @@ class GroupCommit:
     Invariants, under ``_lock``: the buffer's order is the order of LSNs, and ``logged_at_ns`` never decreases along it;
     an append is in the buffer, or taken by the writer, or settled. ``durable_lsn`` moves after the sync (after the
     write in the relaxed modes), and before ``on_commit``. Once ``failure`` is set, nothing is written any more.
+
+    Attributes:
+        failure: why nothing is written any more; None while appends are taken.
+        problem: why the last append was not recorded, while the next one may be; None once one was, or a probe found
+            that it would be.
     """
 
     def __init__(
@@ -72,6 +82,11 @@ class GroupCommit:
         #: last LSN that is acknowledged or about to be; what may be read
         self.durable_lsn = appender.last_lsn
         self.failure: LogError | None = None
+        self.problem: LogError | None = None
+        #: monotonic time of the next probe; None exactly while there is no problem
+        self._probe_due: float | None = None
+        #: monotonic time from which a commit looks after the store's folder
+        self._folder_check_due = time.monotonic() + FOLDER_CHECK_SECONDS
         self._idle = False
         self._closing = False
         self._flushes_wanted = 0
@@ -250,6 +265,7 @@ class GroupCommit:
                     return
                 self._sync_if_due(flushes)
                 self._run_task()
+                self._probe_if_due()
         except BaseException as error:  # whatever it is, the waiters must learn of it
             _logger.critical("the log's writer stopped", exc_info=True)
             self._appender.broken = True
@@ -263,7 +279,8 @@ class GroupCommit:
         """The appends of the next frame, and the flush tickets that its sync serves (None if nobody asks)."""
         with self._lock:
             while not (self._buffer or self._closing or self._task or self._flushes_wanted > self._flushes_done):
-                wait_seconds = None if self._sync_due is None else self._sync_due - time.monotonic()
+                due = min((each for each in (self._sync_due, self._probe_due) if each is not None), default=None)
+                wait_seconds = None if due is None else due - time.monotonic()
                 if wait_seconds is not None and wait_seconds <= 0:
                     break
                 self._idle = True
@@ -299,6 +316,9 @@ class GroupCommit:
             append.first_lsn = lsn
             lsn += append.event_count
         try:
+            if (now := time.monotonic()) >= self._folder_check_due:
+                self._appender.check_folder()
+                self._folder_check_due = now + FOLDER_CHECK_SECONDS
             byte_count = self._appender.write(appends)
             if self._sync_mode is SyncMode.ALWAYS:
                 self._appender.sync()
@@ -306,8 +326,11 @@ class GroupCommit:
             self._taken = ()
             if self._appender.broken:
                 self._poison(error)
+            else:
+                self._note_problem(error)
             self._settle(appends, error)
             return
+        self.problem = self._probe_due = None
         self._appender.publish()
         self._tail.add(appends, byte_count)
         self.durable_lsn = lsn - 1
@@ -315,6 +338,25 @@ class GroupCommit:
         if self._sync_mode is SyncMode.INTERVAL and self._sync_due is None:
             self._sync_due = time.monotonic() + self._sync_interval_seconds
         self._settle(appends, None)
+
+    def _note_problem(self, error: LogError) -> None:
+        self.problem = error
+        self._probe_due = time.monotonic() + PROBE_SECONDS
+
+    def _probe_if_due(self) -> None:
+        """Look whether what failed last would succeed now, so that nobody has to write to learn of it."""
+        if self._probe_due is None or self.failure is not None or time.monotonic() < self._probe_due:
+            return
+        try:
+            self._appender.probe()
+        except LogError as error:
+            if self._appender.broken:
+                self._poison(error)
+            else:
+                self._note_problem(error)
+        else:
+            _logger.info("the log can be written again")
+            self.problem = self._probe_due = None
 
     def _sync_if_due(self, flushes: int | None) -> None:
         """Sync where the interval is over or someone asked for it."""

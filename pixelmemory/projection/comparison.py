@@ -13,7 +13,6 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from psycopg import sql
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.events import EventRemoved, MemoryAdded, MemoryDeleted
 from pixelmemory.log import StoredEvent
+from pixelmemory.paths import absolute_path
 
 __all__ = ["Comparison", "Fold", "ProjectionSnapshot", "RowFinding", "open_snapshot"]
 
@@ -256,7 +256,7 @@ def open_snapshot(store_name: str, tables_id: uuid.UUID, history_id: uuid.UUID) 
 
 def _refuse_to_make_a_home() -> None:
     """Pixeltable makes its home where there is none; who only looks must not."""
-    home = Path(os.path.expanduser(os.environ.get("PIXELTABLE_HOME") or "~/.pixeltable"))
+    home = absolute_path(os.environ.get("PIXELTABLE_HOME") or "~/.pixeltable", "PIXELTABLE_HOME")
     elsewhere = any(os.environ.get(name) for name in ("PIXELTABLE_DB_CONNECT_STR", "PIXELTABLE_PGDATA"))
     if not elsewhere and not (home / "pgdata").exists() and not (home / "config.toml").exists():
         raise ProjectionUnavailableError(

@@ -16,6 +16,7 @@ import psycopg
 import sqlalchemy as sql
 
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
+from pixelmemory.paths import absolute_path
 from pixelmemory.projection.connections import connection_string, watch_engine
 from pixelmemory.projection.server import EmbeddedServer, locked_start
 from pixelmemory.quiet import ignore_warnings
@@ -141,12 +142,7 @@ def _prepare_home() -> Path:
 def _absolute(variable: str, value: str) -> Path:
     if any(not char.isprintable() and not "\udc80" <= char <= "\udcff" for char in value):
         raise StoreError(f"{variable} has a control character: {value!r}")
-    try:
-        return Path(os.path.abspath(Path(value).expanduser()))
-    except (RuntimeError, KeyError, OSError) as error:
-        raise StoreError(
-            f"{variable} cannot be made an absolute path: {value!r}: {error}. Set PIXELTABLE_HOME to one"
-        ) from error
+    return absolute_path(value, variable)
 
 
 def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], None]) -> None:

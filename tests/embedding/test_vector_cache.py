@@ -270,3 +270,45 @@ def test_threads_share_one_cache(cache: VectorCache) -> None:
         thread.join()
     assert wrong == []
     assert cache.get_many(texts_of(800))[0].any()
+
+
+# -- a store's folder that is moved
+
+
+def test_a_cache_whose_folder_was_replaced_touches_nothing_there(tmp_path: Path) -> None:
+    """SQLite goes by paths: another store in the place of this one, with a cache of the same model, is left alone."""
+    from pixelmemory.log import StoreLock
+
+    ours, theirs, away = tmp_path / "store", tmp_path / "other", tmp_path / "away"
+    ours.mkdir()
+    lock = StoreLock.acquire(ours / "LOCK")
+    cache = VectorCache(ours / "vectors", "model=a", DIMENSIONS, check_folder=lock.check_place)
+    cache.put_many(texts_of(100), vectors_of(100))
+    other = VectorCache(theirs / "vectors", "model=a", DIMENSIONS)
+    other.put_many(texts_of(100), vectors_of(100, seed=1))
+    (theirs / "LOCK").touch()
+    ours.rename(away)
+    theirs.rename(ours)  # open, with its write-ahead file
+    before = {path: path.read_bytes() for path in ours.rglob("*") if path.is_file()}
+    assert any(path.name.endswith("-wal") for path in before)
+
+    found, _ = cache.get_many(texts_of(100))
+    assert not found.any()
+    cache.put_many(texts_of(100, start=500), vectors_of(100))
+    with pytest.raises(OSError, match="was moved, replaced or unmounted"):
+        cache.discard(texts_of(100))
+    with pytest.raises(OSError, match="was moved, replaced or unmounted"):
+        cache.clear()
+    assert {path: path.read_bytes() for path in ours.rglob("*") if path.is_file()} == before
+
+    ours.rename(theirs)
+    away.rename(ours)
+    found, vectors = cache.get_many(texts_of(100))
+    assert found.all()
+    assert np.array_equal(vectors, vectors_of(100))
+    ours.rename(away)
+    theirs.rename(ours)
+    cache.close()  # SQLite deletes the write-ahead file of the last that closes
+    assert {path: path.read_bytes() for path in ours.rglob("*") if path.is_file()} == before
+    other.close()
+    lock.release()

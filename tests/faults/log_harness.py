@@ -165,6 +165,7 @@ class Store:
         files: Files,
         dead: Callable[[], bool] = lambda: False,
         store_id: uuid.UUID | None = None,
+        check_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self.book = book
         self._dead = dead
@@ -175,7 +176,7 @@ class Store:
             files.make_folder(folder)
         manifest = Manifest.load(folder, files) or Manifest(store_id=store_id or uuid.uuid4())
         manifest = msgspec.structs.replace(manifest, epoch=manifest.epoch + 1)
-        manifest.save(folder, files)
+        manifest.save(folder, files, check_folder)
         self.log = Log.open(
             folder,
             store_id=manifest.store_id,
@@ -184,6 +185,7 @@ class Store:
             on_commit=self._on_commit,
             files=files,
             has_log=manifest.has_log,
+            check_folder=check_folder,
         )
         if not manifest.has_log:
             try:

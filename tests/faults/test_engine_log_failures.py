@@ -35,7 +35,7 @@ class _FailingFiles(Files):
     def _fail(self, operation: str) -> None:
         if (error := self.failing.get(operation)) is not None:
             self.failed += 1
-            raise OSError(error, operation)
+            raise OSError(error, f"{errno.errorcode[error]} in {operation}")
 
     def write(self, fd: int, data: Any, byte_offset: int) -> int:
         self._fail("write")
@@ -177,7 +177,13 @@ async def test_a_full_disk_refuses_writes_until_there_is_room(
         with pytest.raises(LogWriteError):
             await memory.delete_memory("first")
         assert await memory.count() == 1  # reads go on
+        health = await memory.health()
+        assert not health.ok
+        assert any("writes fail" in problem and "ENOSPC" in problem for problem in health.problems)
     files.failing.clear()
+    with anyio.fail_after(30):
+        while not (await memory.health()).ok:  # noqa: ASYNC110 - the log finds out by itself, and tells nobody
+            await anyio.sleep(0.01)
     await memory.add_entry("room", memory_id="second", embedding=vector(2))
     assert await memory.delete_memory("first")
     assert [record["content"] for record in await memory.search()] == ["room"]

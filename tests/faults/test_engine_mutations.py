@@ -305,8 +305,8 @@ MUTATIONS = (
     Mutation(
         "the log's files are for everybody",
         "log/files",
-        "os.O_TRUNC | os.O_CLOEXEC, 0o600)",
-        "os.O_TRUNC | os.O_CLOEXEC, 0o644)",
+        "os.O_CREAT | os.O_TRUNC, 0o600)",
+        "os.O_CREAT | os.O_TRUNC, 0o644)",
         (ORDINARY,),
     ),
     Mutation(

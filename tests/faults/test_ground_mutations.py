@@ -1,4 +1,4 @@
-"""mutation gate: bugs of what stands under every search: vectors' magnitudes, filters' mistakes, texts that are cut."""
+"""mutation gate: bugs of the ground a store stands on: its paths, its folder, its disk. See ``mutation_gate``."""
 
 from __future__ import annotations
 
@@ -6,169 +6,168 @@ import pytest
 from fault_report import FaultReport
 from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-SCALING = "test_scaling.py::test_"
-SCALE = "store/test_vector_scale.py::test_"
-PARSING = "filters/test_filter_parsing.py::test_"
-WINDOW = "embedding/test_text_window.py::test_"
-TRUNCATION = "store/test_truncation.py::test_"
-
-HALF_SCORES = f"{SCALE}scores_are_cosines_at_every_magnitude[3072-sql]"
-SINGLE_SCORES = f"{SCALE}scores_are_cosines_at_every_magnitude[2000-sql]"
-FUNCTIONS = f"{SCALE}vectors_that_a_function_makes_are_scaled_too[sql]"
+PATHS, MOVED, PROBLEM = ("lifecycle/test_paths.py",), ("log/test_folder_moved.py",), ("log/test_log_problem.py",)
+MOVES = ("faults/test_log_moved_folder.py",)
+ENGINE = ("faults/test_engine_ground.py",)
+HEALTH = ("faults/test_engine_log_failures.py::test_a_full_disk_refuses_writes_until_there_is_room",)
+CACHE = ("embedding/test_vector_cache.py::test_a_cache_whose_folder_was_replaced_touches_nothing_there",)
 
 MUTATIONS = (
-    # -- vectors on their way into the tables and into queries
     Mutation(
-        "a vector of the caller's is not scaled",
-        "projection/preparation",
-        "vectors[key] = scaled(own)",
-        "vectors[key] = own",
-        (HALF_SCORES,),
+        "a home is not made absolute",
+        "paths",
+        "Path(text if os.path.isabs(text) else os.path.join(os.getcwd(), text))",
+        "Path(text)",
+        PATHS,
+    ),
+    Mutation("two dots are taken out of a path as text", "paths", 'if ".." not in parts:', "if True:", PATHS),
+    Mutation("a tilde is a name", "paths", 'if text.startswith("~"):', "if False:", PATHS),
+    Mutation(
+        "a folder that another process just made is an error",
+        "log/files",
+        "    except FileExistsError:\n        if not files.is_folder(path):",
+        "    except FileExistsError:\n        if True:",
+        PATHS,
     ),
     Mutation(
-        "a vector of the caller's is not scaled in single precision",
-        "projection/scaling",
-        "_SAFE_FP32 = (2.0**-20, 2.0**20)",
-        "_SAFE_FP32 = (0.0, 2.0**128)",
-        (SINGLE_SCORES,),
+        "no check of the folder before a segment",
+        "log/appender",
+        "        self.check_folder()\n        old, end",
+        "        old, end",
+        MOVED,
     ),
     Mutation(
-        "a vector of the model's is not scaled",
-        "projection/preparation",
-        "zip(texts, scaled(vectors), strict=True)",
-        "zip(texts, vectors, strict=True)",
-        (FUNCTIONS,),
+        "no check of the folder before a rewrite",
+        "log/log",
+        "            self._check_folder()\n            remove_leftovers",
+        "            remove_leftovers",
+        MOVED,
     ),
     Mutation(
-        "a vector of a row of a user's is not scaled",
-        "projection/embed",
-        "zip(missing, scaled(vectors), strict=True)",
-        "zip(missing, vectors, strict=True)",
-        (FUNCTIONS,),
+        "no check of the folder before a switch",
+        "log/log",
+        "                self._check_folder()\n                switch_logs",
+        "                switch_logs",
+        MOVED,
     ),
     Mutation(
-        "the vector of a query is not scaled",
-        "projection/read_sql",
-        "_Vector(scaled(search.vector))",
-        "_Vector(search.vector)",
-        (HALF_SCORES,),
-    ),
-    Mutation(
-        "half precision is scaled as single is",
-        "projection/scaling",
-        "if vectors.shape[-1] <= DIMENSIONS_MAX_FP32 else _SAFE_FP16",
-        "if vectors.shape[-1] <= DIMENSIONS_MAX_FP16 else _SAFE_FP16",
-        (HALF_SCORES,),
-    ),
-    Mutation(
-        "scaling loses digits",
-        "projection/scaling",
-        "np.ldexp(vectors, -exponents)",
-        "np.where(outside, vectors / np.where(outside, largest, 1), vectors)",
-        (f"{SCALING}scaling_is_by_a_power_of_two_and_exact",),
-    ),
-    Mutation(
-        "one scale for several vectors",
-        "projection/scaling",
-        "exponents = np.where(outside, np.frexp(largest)[1], 0)",
-        "exponents = np.frexp(largest)[1].max()",
-        (f"{SCALING}several_are_scaled_each_by_itself",),
-    ),
-    # -- what has no direction
-    Mutation(
-        "a vector without a direction goes into the table",
-        "projection/preparation",
-        "                if has_direction(own):\n",
-        "                if True:\n",
-        (f"{SCALE}vectors_without_a_direction_in_a_log_are_one_dead_letter_each[3-sql]",),
-    ),
-    Mutation(
-        "a score of the database's is NaN",
-        "projection/read_sql",
-        " AND distance <> 'NaN'",
+        "no check of the folder before a manifest",
+        "log/manifest",
+        "            check_folder()\n",
         "",
-        (f"{SCALE}a_score_is_never_nan[3-sql]",),
+        MOVED,
     ),
     Mutation(
-        "a score of the public interface's is NaN",
-        "projection/public_api",
-        "    if not (has_direction(left) and has_direction(right)):\n",
-        "    if False:\n",
-        (f"{SCALE}a_score_is_never_nan[3-public API]",),
-    ),
-    Mutation(
-        "a vector that float32 turns is accepted",
-        "values",
-        "if largest < _FLOAT32_NORMAL_MIN and not",
-        "if False and not",
-        (f"{SCALE}what_has_no_direction_is_refused_before_the_log[3]",),
-    ),
-    # -- filters
-    Mutation(
-        "operators without their dollar are an object",
-        "filters",
-        "if reason := mistaken_value(literal):",
-        "if (reason := mistaken_value(literal)) and False:",
-        (f"{PARSING}what_cannot_be_meant_is_an_error_that_says_what_is",),
-    ),
-    Mutation(
-        "OR without its dollar is a field",
-        "filters",
-        "elif reason := mistaken_key(key, operand):",
-        "elif (reason := mistaken_key(key, operand)) and False:",
-        (f"{PARSING}what_cannot_be_meant_is_an_error_that_says_what_is",),
-    ),
-    Mutation(
-        "an object with one such key among others is refused",
-        "filter_mistakes",
-        "if all(word in _MEANT for word in words.values()):",
-        "if any(word in _MEANT for word in words.values()):",
-        (f"{PARSING}objects_that_are_no_operators_can_be_asked_for",),
-    ),
-    # -- texts that are cut
-    Mutation(
-        "the prompt takes no room",
-        "embedding/model",
-        "[self.document_prompt + texts[place] for place in places]",
-        "[texts[place] for place in places]",
-        (f"{WINDOW}the_first_text_that_is_cut",),
-    ),
-    Mutation(
-        "texts are told from others by their characters",
-        "embedding/window",
-        "    return max(as_given, decomposed) * _FOLDED_BYTES_MAX\n",
-        "    return len(text)\n",
-        (f"{WINDOW}tokens_never_outnumber_their_bound",),
-    ),
-    Mutation(
-        "texts that are cut are not counted",
-        "projection/preparation",
-        "                self._count_truncated(texts)\n",
+        "no check of the folder before quarantine",
+        "log/log",
+        "            check_folder()  # verifying took its time\n",
         "",
-        (f"{TRUNCATION}they_are_counted_whoever_makes_the_vector",),
+        MOVED,
     ),
     Mutation(
-        "the listing ends after a page",
-        "projection/read_sql",
-        "while rows := cursor.fetchmany(PAGE_ROWS):",
-        "if rows := cursor.fetchmany(PAGE_ROWS):",
-        (f"{TRUNCATION}more_than_a_page_of_them[sql]",),
+        "no check of the folder while writes come",
+        "log/writer",
+        "if (now := time.monotonic()) >= self._folder_check_due:",
+        "if (now := time.monotonic()) < 0:",
+        MOVED,
+    ),
+    Mutation("any LOCK is ours", "log/lock", "if _identity(there) != self._identity:", "if there is None:", MOVED),
+    Mutation(
+        "a segment is read by its path",
+        "log/files",
+        "        return self._open_at(path, os.O_RDONLY)\n",
+        "        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)\n",
+        MOVED,
     ),
     Mutation(
-        "the listing is not of its namespace alone",
-        "projection/read_sql",
-        "        where, parameters = self._scope(physical, namespace)\n        content = physical",
-        "        where, parameters = LIVE, dict[str, Any]()\n        content = physical",
-        (f"{TRUNCATION}they_are_listed_newest_first[Layout.SHARED-sql]",),
+        "a segment is made by its path",
+        "log/files",
+        "        return self._open_at(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)\n",
+        "        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)\n",
+        MOVES,
+    ),
+    Mutation("a folder that is gone is damage", "log/reader", "            self._check_moved(error)\n", "", MOVED),
+    Mutation(
+        "an engine does not hold its folder",
+        "opening",
+        "        files.hold_folder(folder, lock.folder_fd)\n",
+        "",
+        ENGINE,
+    ),
+    Mutation(
+        "the cache uses what stands in the place of the store",
+        "embedding/vector_cache",
+        "            self._check_folder()\n            action",
+        "            action",
+        CACHE,
+    ),
+    Mutation(
+        "the cache deletes what stands in the place of the store",
+        "embedding/vector_cache",
+        "        usable = not self._closed\n        self._check_folder()\n",
+        "        usable = not self._closed\n",
+        CACHE,
+    ),
+    Mutation(
+        "health forgets that writes fail",
+        "engine",
+        "elif (problem := store.log.problem) is not None:",
+        "elif (problem := store.log.failure) is not None:",
+        HEALTH,
+    ),
+    Mutation(
+        "a probe that succeeds clears nothing",
+        "log/writer",
+        '            _logger.info("the log can be written again")\n            self.problem = self._probe_due = None\n',
+        '            _logger.info("the log can be written again")\n',
+        PROBLEM,
+    ),
+    Mutation(
+        "a probe asks for less room than the write that failed",
+        "log/appender",
+        "        end_bytes = start + self._tried_bytes\n",
+        "        end_bytes = start + 64\n",
+        PROBLEM,
+    ),
+    Mutation(
+        "a probe keeps what it could not fill",
+        "log/appender",
+        "                self._files.truncate(self._fd, max(start, self._reserved_bytes))\n",
+        "                pass\n",
+        PROBLEM,
+    ),
+    Mutation(
+        "a probe does not try the rotation that failed",
+        "log/appender",
+        "        self.check_folder()\n        self._make_room_in_segment()\n",
+        "        self.check_folder()\n",
+        PROBLEM,
+    ),
+    Mutation(
+        "a probe that fails half-way does not poison",
+        "log/writer",
+        "            if self._appender.broken:\n                self._poison(error)\n            else:\n"
+        "                self._note_problem(error)\n        else:\n",
+        "            self._note_problem(error)\n        else:\n",
+        PROBLEM,
+    ),
+    Mutation(
+        "no room is reserved any more after a full disk",
+        "log/appender",
+        "        self._reserves = self._may_reserve\n",
+        "",
+        PROBLEM,
     ),
 )
 
 
-@needs_the_long_form
-def test_without_a_bug() -> None:
-    check_without_a_bug(MUTATIONS)
-
-
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=mutation_id)
 def test_mutation_gate(mutation: Mutation, fault_report: FaultReport) -> None:
     check_mutation(mutation, fault_report)
+
+
+@needs_the_long_form
+@pytest.mark.timeout(1800)
+def test_without_a_bug() -> None:
+    check_without_a_bug(MUTATIONS)

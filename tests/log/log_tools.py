@@ -85,7 +85,13 @@ class OpenLog:
 
 @contextmanager
 def opened(
-    folder: Path, *, epoch: int = 1, files: Files | None = None, store_id: uuid.UUID = STORE_ID, **options: Any
+    folder: Path,
+    *,
+    epoch: int = 1,
+    files: Files | None = None,
+    store_id: uuid.UUID = STORE_ID,
+    check_folder: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Iterator[OpenLog]:
     outcomes = Outcomes()
     log = Log.open(
@@ -95,6 +101,7 @@ def opened(
         options=Options(**options),
         on_commit=outcomes,
         files=files,
+        check_folder=check_folder,
     )
     try:
         yield OpenLog(log, outcomes)
