@@ -63,8 +63,8 @@ MUTATIONS = (
     Mutation(
         "dead letters of erased memories wait on",
         "projection/projection",
-        "        self.projector.forget_dead_letters(erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)\n",
-        "",
+        "self.projector.forget_dead_letters(erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)",
+        "pass",
         (f"{ERASE}an_erase_takes_dead_letters_with_it",),
     ),
     Mutation(
