@@ -18,12 +18,15 @@ import os
 import random
 import sqlite3
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pixelmemory.process import never_collect
 
 __all__ = ["VectorCache"]
 
@@ -70,6 +73,7 @@ class VectorCache:
         self._failed: set[str] = set()
         #: None while the cache cannot be used; every call is then a miss
         self._database: sqlite3.Connection | None = None
+        _caches.add(self)
         with self._lock:
             self._open()
 
@@ -250,6 +254,21 @@ class VectorCache:
         low = -(2**63) + random.randrange(int(1 / _EVICTED_SHARE)) * width  # noqa: S311 - no secret
         with _transaction(database):
             database.execute("DELETE FROM vectors WHERE key BETWEEN ? AND ?", (low, low + width - 1))
+
+
+_caches: weakref.WeakSet[VectorCache] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """SQLite forbids to close, in a child, what the parent has open."""
+    for cache in list(_caches):
+        database, cache._database = cache._database, None
+        if database is not None:
+            never_collect(database)
+    _caches.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ import psycopg
 import sqlalchemy as sql
 
 from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.process import never_collect
 from pixelmemory.projection.server import is_exhausted
 
 __all__ = ["ReadConnections", "connect", "connection_string", "keep_from_children", "shared", "watch_engine"]
@@ -224,8 +224,7 @@ def _after_fork_in_child() -> None:
     for connection in list(_inheritable):
         with contextlib.suppress(Exception):  # one that is closed has none
             os.dup2(null, connection.pgconn.socket, inheritable=False)
-            # its end in this process would be no news to anybody, and is no business of the parent's
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+            never_collect(connection)
     os.close(null)
     for engine in list(_watched):
         with contextlib.suppress(Exception):
