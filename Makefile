@@ -24,8 +24,11 @@ help: ## list the targets
 demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reopen it (keeps its data in .demo/)
 	@$(BIN)/python -m pixelmemory.demo
 
-test: $(VENV)/.stamp-dev ## run the test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# each process has a Pixeltable, a database and a model of its own, about 1 GB; 0: all in one, with the fault battery's report
+TEST_PROCESSES ?= 2
+
+test: $(VENV)/.stamp-dev ## run the test suite, in two processes (TEST_PROCESSES=2)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from fault_report import LONG_FORM, FaultReport
 
@@ -18,11 +20,12 @@ def fault_report(pytestconfig: pytest.Config) -> FaultReport:
     return pytestconfig.stash.setdefault(_REPORT, FaultReport())
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A verdict that found something fails the run, whatever its test made of it."""
-    report = session.config.stash.get(_REPORT, None)
-    if report is not None and not report.total.good and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+@pytest.fixture(autouse=True)
+def _good_verdicts(fault_report: FaultReport) -> Iterator[None]:
+    """A verdict that found something fails its test, whatever the test made of it."""
+    found = fault_report.total._replace(acknowledged=0)
+    yield
+    assert fault_report.total._replace(acknowledged=0) == found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
