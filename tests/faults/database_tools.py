@@ -29,11 +29,13 @@ __all__ = [
     "can_run_programs",
     "copy_cluster",
     "database_folder",
+    "may_mount",
     "pid_in",
     "postgres_in",
     "programs",
     "server_in",
     "stop_all",
+    "suspended",
     "wait_until",
 ]
 
@@ -112,6 +114,24 @@ def copy_cluster(template: Path, home: Path) -> Path:
     return home
 
 
+@contextlib.contextmanager
+def suspended(home: Path) -> Iterator[None]:
+    """Within the block, the server in ``home`` and all that it has started stand still: nothing answers or fails."""
+    server = psutil.Process(pid_in(home))
+    stopped = [server]
+    server.suspend()  # first: it starts no more then
+    try:
+        for each in server.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.suspend()
+                stopped.append(each)
+        yield
+    finally:
+        for each in reversed(stopped):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.resume()
+
+
 def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
     """Wait for it; an AssertionError if it does not come."""
     deadline = time.monotonic() + seconds
@@ -122,11 +142,17 @@ def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
 
 def as_user(uid: int, work: Callable[[], object]) -> object:
     """Give up root in this process, which must be a script's own, and work as ``uid``."""
-    programs()
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)
     return work()
+
+
+def may_mount() -> bool:
+    """Whether a mount namespace can be made, for disks of a chosen size."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode == 0
 
 
 def can_run_programs(uid: int) -> bool:

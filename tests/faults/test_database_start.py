@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from database_tools import (
     can_run_programs,
     copy_cluster,
     database_folder,
+    may_mount,
     pid_in,
     postgres_in,
     programs,
@@ -28,7 +30,7 @@ from database_tools import (
     stop_all,
     wait_until,
 )
-from engine_tools import answer_of, pixeltable_home, run_script, start_script
+from engine_tools import answer_of, pixeltable_home, run_script, script_environment, start_script
 from fault_report import LONG_FORM, FaultReport, timed_rounds
 
 from pixelmemory import ProjectionUnavailableError, StoreError
@@ -363,8 +365,7 @@ def test_a_plain_pixeltable_and_stores_start_at_once(fault_report: FaultReport) 
     """All use one server, whoever starts it, and create one database."""
     for _ in timed_rounds("database_start", 1, tests=5):
         with pixeltable_home() as pixeltable:
-            environment = {"PIXELTABLE_HOME": str(pixeltable)}
-            processes = [start_script(MIXED, name, **environment) for name in STARTERS]
+            processes = [start_script(MIXED, name, PIXELTABLE_HOME=str(pixeltable)) for name in STARTERS]
             plain, *ours = [_ended(process, 120) for process in processes]
             fault_report.add("database_start: starts at once", len(STARTERS))
             assert [answer_of(done) for done in ours] == [[1, pid_in(pixeltable)]] * len(ours)
@@ -379,9 +380,7 @@ def test_a_plain_pixeltable_and_stores_start_at_once(fault_report: FaultReport) 
 def test_a_plain_pixeltable_before_and_after_ours(order: tuple[str, ...]) -> None:
     with pixeltable_home() as pixeltable:
         script = MIXED.replace('pxt.create_dir("plain")', 'pxt.create_dir("plain", if_exists="ignore")')
-        pids = []
-        for name in order:
-            pids.append(_end_of(start_script(script, name, PIXELTABLE_HOME=str(pixeltable)))[1])
+        pids = [_end_of(start_script(script, name, PIXELTABLE_HOME=str(pixeltable)))[1] for name in order]
         assert pids == [pid_in(pixeltable)] * 3
 
 
@@ -688,7 +687,7 @@ def test_a_closed_home_of_root_stays_closed(template: Path, fault_report: FaultR
         _starts(home)
         for path in closed:
             for uid, gid in ((NOBODY, NOBODY), (NOBODY, 0), (NOBODY, (home / "pgdata").stat().st_gid)):
-                for command in (["ls", path], ["cat", path / "."], ["stat", path / "deeper"], ["stat", path / "x"]):
+                for command in ("ls", path), ("cat", path / "."), ("stat", path / "deeper"), ("stat", path / "x"):
                     done = subprocess.run(
                         command, user=uid, group=gid, extra_groups=[], capture_output=True, text=True, cwd="/"
                     )
@@ -720,18 +719,12 @@ FULL_DISK = """
 """
 
 
-def _may_mount() -> bool:
-    return is_root and subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not _may_mount(), reason="mounts a small disk, as root can")
+@pytest.mark.skipif(not may_mount(), reason="mounts a small disk, as root can")
 def test_a_nearly_full_disk(fault_report: FaultReport) -> None:
     """Too small for initdb, for the server, or just enough: it starts, or says why; with room it starts."""
     sizes = [1, 4, 12, 24, 32, 36, 38, 39, 40, 41, 42, 44, 48, 64] if LONG_FORM else [4, 36, 40]
     with database_folder() as folder:
-        script = [sys.executable, "-c", _dedented(START + FULL_DISK), str(folder / "home"), *map(str, sizes)]
-        from engine_tools import script_environment
-
+        script = [sys.executable, "-c", textwrap.dedent(START + FULL_DISK), str(folder / "home"), *map(str, sizes)]
         done = subprocess.run(
             ["unshare", "-m", *script], capture_output=True, text=True, timeout=170, env=script_environment()
         )
@@ -745,12 +738,6 @@ def test_a_nearly_full_disk(fault_report: FaultReport) -> None:
             assert "Make room on the disk" in first[1]
         assert then == ["started", "postgres"]
     assert "ProjectionUnavailableError" in outcomes
-
-
-def _dedented(script: str) -> str:
-    import textwrap
-
-    return textwrap.dedent(script)
 
 
 # --------------------------------------------------------------------------------------------------------------- waits
