@@ -29,7 +29,8 @@ SHARES = {
     # the engine, 450
     "projection_crash": 160,
     "random_kills": 80,
-    "database": 35,
+    "database": 20,
+    "forks": 15,
     "database_start": 25,
     "model": 75,
     "cancel_storm": 75,

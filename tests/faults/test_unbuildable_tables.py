@@ -1,4 +1,4 @@
-"""unbuildable_tables: where the tables cannot be built or reached, every call ends, with the cause, and nothing is lost."""
+"""unbuildable_tables: where the tables cannot be built or reached, every call ends, with the cause."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def no_faults() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("point", ["projector.apply.before", "projector.embed.before", "apply.checkpoint"])
+@pytest.mark.usefixtures("no_faults")
 def test_an_open_whose_rebuild_is_blocked_ends_with_the_cause(
-    tmp_path: Path, store_name: str, no_faults: None, point: str, fault_report: FaultReport
+    tmp_path: Path, store_name: str, point: str, fault_report: FaultReport
 ) -> None:
     ids = _fill(tmp_path, store_name)
     set_fault_hook(_refuse(point))
@@ -67,8 +68,9 @@ def test_an_open_whose_rebuild_is_blocked_ends_with_the_cause(
     assert found == set(ids)
 
 
+@pytest.mark.usefixtures("no_faults")
 def test_a_store_opens_beside_a_rebuild_that_is_blocked(
-    tmp_path: Path, store_name: str, no_faults: None, fault_report: FaultReport
+    tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:
     """The rebuild is tried on: the store is red meanwhile, adds are taken, and it becomes green by itself."""
     _fill(tmp_path, store_name)
@@ -146,7 +148,8 @@ WITHOUT_DATABASE = """
         added += memory.add_entries([{"content": "several", "embedding": vector(2)}] * 2)
         reads = {
             "count": memory.count, "search": memory.search, "get": lambda: memory.get_memory(added[0]),
-            "nearest": lambda: memory.search(vector=vector(1)), "eventual": lambda: memory.count(consistency="eventual"),
+            "nearest": lambda: memory.search(vector=vector(1)),
+            "eventual": lambda: memory.count(consistency="eventual"),
             "namespaces": memory.namespaces, "flush": memory.flush,
             "table": lambda: memory.get_namespace_table("default_namespace"),
             "update": lambda: memory.update_memory(added[0], content="z", embedding=vector(1)),
@@ -317,7 +320,8 @@ FULL = """
         answer["open"] = ["no error", "", 0.0]  # what there is room for is visible, what is not waits
     except ProjectionUnavailableError as caught:
         answer["open"] = [type(caught).__name__, str(caught), time.monotonic() - started]
-    memory = open_memory(home, name, rebuild=sys.argv[3] == "rebuild", wait_timeout_seconds=3.0, open_without_tables=True)
+    again = {"rebuild": sys.argv[3] == "rebuild", "wait_timeout_seconds": 3.0}
+    memory = open_memory(home, name, open_without_tables=True, **again)
     ids.append(memory.add_entry("and on", embedding=vector(1)))
     answer["red"] = [memory.health().ok, str(memory.health().problems)]
 
@@ -364,8 +368,9 @@ def test_a_full_disk_of_the_tables(tmp_path: Path, store_name: str, form: str, f
 # ------------------------------------------------------------------------------------------------------ many of them
 
 
+@pytest.mark.usefixtures("no_faults")
 def test_threads_that_wait_for_blocked_tables_all_end(
-    tmp_path: Path, store_name: str, no_faults: None, fault_report: FaultReport
+    tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:
     """Readers and a writer beyond the lag get an error each; nobody waits for ever."""
     outcomes: list[str] = []
