@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 _warned_of_running_loop = False
 
+#: how long Ctrl-C waits for the loop's end
+CANCELLED_STOP_SECONDS = 1.0
+
 
 class _Loop:
     """An event loop on a thread of its own, with a portal into it.
@@ -97,7 +100,8 @@ class _Loop:
         """Let the calls in hand end, or cancel them, then stop. From another thread."""
         with suppress(RuntimeError):  # it is stopped
             self.portal.call(self.portal.stop, cancel)
-        self.thread.join()
+        # after Ctrl-C: what cannot be cancelled (an erase, say) ends in the background
+        self.thread.join(CANCELLED_STOP_SECONDS if cancel else None)
 
 
 #: by the path of the store
