@@ -144,34 +144,35 @@ def _kill_the_server(kills: int, home: Path, store_name: str, fault_report: Faul
 
 
 CLAIM_SCRIPT = """
-    import json, os, signal, sys
+    import hashlib, json, os, signal, sys
     from pathlib import Path
-    from engine_tools import open_memory, vector
-    from pixelmemory import StoreLockedError
+    import psycopg
+    from engine_tools import open_memory, tables_path, vector, with_pixeltable
+    from pixelmemory.projection.connections import connection_string
 
     home, name = sys.argv[1:]
-    memory = open_memory(home + "/a", name, retry_seconds_min=0.05)
+    memory = open_memory(home, name, retry_seconds_min=0.05)
     memory.add_entry("before", embedding=vector(1))
     assert memory.count() == 1  # leaves a connection that dies with the server, and that the last read does not mind
     pid_file = Path(os.environ["PIXELTABLE_HOME"]) / "pgdata" / "postmaster.pid"
     os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
     memory.add_entry("after", embedding=vector(2))
     memory.flush()
-    try:
-        open_memory(home + "/b", name)
-        refused = False
-    except StoreLockedError:
-        refused = True
-    print(json.dumps([refused, memory.count()]))
-    memory.close()
+    digest = hashlib.blake2b(with_pixeltable(lambda: tables_path(name)).encode(), digest_size=8).digest()
+    with psycopg.connect(connection_string(), autocommit=True) as session:
+        query = "SELECT pg_try_advisory_lock(%s)", (int.from_bytes(digest, "big", signed=True),)
+        is_free = session.execute(*query).fetchone()[0]
+        count = memory.count()
+        memory.close()
+        print(json.dumps([is_free, count, session.execute(*query).fetchone()[0]]))
 """
 
 
 def test_the_claim_on_a_projection_outlives_a_restart_of_the_server(tmp_path: Path, store_name: str) -> None:
-    """Else a store of the same name, in another home, would rebuild over it."""
+    """Else another process that opens the same tables would write over it."""
     with pixeltable_home() as pixeltable:
         done = run_script(CLAIM_SCRIPT, tmp_path, store_name, PIXELTABLE_HOME=str(pixeltable))
-    assert answer_of(done) == [True, 2]
+    assert answer_of(done) == [False, 2, True]
 
 
 #: disk full, out of memory, too many connections, I/O error, serialization, lock not available, cancelled, shut down
