@@ -121,6 +121,8 @@ class Memory:
             try:
                 if drain and self._loop is not None:
                     self._call(self._memory.aclose)
+            except StoreClosedError:  # two times Ctrl-C in an earlier close: it was let go of, and that was not noted
+                pass
             except KeyboardInterrupt:
                 self._leave(INTERRUPTED_SECONDS)
                 raise
