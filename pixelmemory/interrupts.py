@@ -5,8 +5,9 @@ Python raises KeyboardInterrupt between any two steps of the main thread, and no
 
 from __future__ import annotations
 
+import signal
 import threading
-from _thread import interrupt_main, start_new_thread
+from _thread import start_new_thread
 from collections.abc import Callable
 from time import sleep
 
@@ -47,4 +48,6 @@ def uninterrupted(run: Callable[[], None]) -> None:
 
 def _press_again() -> None:
     sleep(PRESSED_AGAIN_SECONDS)
-    interrupt_main()
+    main = threading.main_thread().ident
+    if main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # unlike interrupt_main it ends a system call, too
