@@ -28,7 +28,7 @@ OBSTACLES = """
 def test_keys_at_any_moment(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     for number in timed_rounds("ctrl_c", 1):
         name = f"{store_name}_{number}"
-        answer = answer_of(run_script(STORM, tmp_path, name, number, INTERRUPTS, timeout_seconds=120))
+        answer = answer_of(run_script(STORM, tmp_path, name, number, INTERRUPTS))
         fault_report.add("ctrl_c: interrupted calls", sum(answer["interrupted"].values()))
         lost, torn = len(answer["lost"]), len(answer["torn"])
         fault_report.judge(Verdict(answer["acknowledged"], lost, 0, 0, torn))
@@ -39,7 +39,7 @@ def test_keys_at_any_moment(tmp_path: Path, store_name: str, fault_report: Fault
 
 def test_a_key_ends_a_call_that_would_not_end(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     """A wait for the projection or for room, a close and an open, with what they wait for still in the way."""
-    answer = answer_of(run_script(OBSTACLES, tmp_path, store_name, timeout_seconds=120))
+    answer = answer_of(run_script(OBSTACLES, tmp_path, store_name))
     fault_report.add("ctrl_c: interrupted calls", len(answer))
     assert answer == {
         "search": [True, 1],

@@ -99,7 +99,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_soon_and_makes_no_store(tmp_p
         print(json.dumps([outcome, "pixeltable" in sys.modules]))
     """
     models = [str(tmp_path / "nowhere"), "nobody/nothing-of-this-name"]
-    done = run_script(script, tmp_path / "home", store_name, *models, timeout_seconds=45, HF_HUB_OFFLINE="1")
+    done = run_script(script, tmp_path / "home", store_name, *models, HF_HUB_OFFLINE="1")
     outcome, pixeltable_was_loaded = answer_of(done)
     assert outcome == [[model, True, ["LOCK"]] for model in models]
     assert not pixeltable_was_loaded
@@ -135,7 +135,7 @@ def test_a_process_that_ends_without_close_neither_hangs_nor_loses_anything(
         enough.wait()
         {end}
     """
-    done = run_script(script, tmp_path, store_name, tmp_path / "acknowledged", timeout_seconds=30)
+    done = run_script(script, tmp_path, store_name, tmp_path / "acknowledged")
     assert done.stdout == ""
     assert "ResourceWarning" not in done.stderr  # as everybody has it, it is not shown
     assert done.returncode == 0, done.stderr
@@ -170,7 +170,7 @@ def test_an_async_process_that_ends_without_close_neither_hangs_nor_loses_anythi
         handles.clear()
         anyio.run(main, name + "_2", backend="asyncio")
     """
-    done = run_script(script, tmp_path, store_name, timeout_seconds=30)
+    done = run_script(script, tmp_path, store_name)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "Traceback" not in done.stderr
     for name in (store_name, store_name + "_2"):
@@ -214,7 +214,7 @@ def test_ctrl_c_cancels_the_call_and_tears_nothing(tmp_path: Path, store_name: s
         }))
         memory.close()
     """
-    done = run_script(script, tmp_path, store_name, timeout_seconds=120)
+    done = run_script(script, tmp_path, store_name)
     assert answer_of(done) == {"swallowed": 0, "lost": [], "torn": [], "foreign": 0, "health": [True, []]}
     assert "Traceback" not in done.stderr
 
@@ -239,7 +239,7 @@ def test_ctrl_c_cancels_a_call_that_waits(tmp_path: Path, store_name: str) -> No
         print(json.dumps([interrupted, [record["content"] for record in memory.search()]]))
         memory.close()
     """
-    done = run_script(script, tmp_path, store_name, timeout_seconds=120)
+    done = run_script(script, tmp_path, store_name)
     assert answer_of(done) == [True, ["after it", "kept"]]
 
 
@@ -273,7 +273,7 @@ def test_ctrl_c_in_a_finalizer_comes_again(tmp_path: Path, store_name: str) -> N
         with open_memory(home, name, lag_events_max=5) as memory:  # other options: it is not the old one, shared
             print(json.dumps([arrived, len(presses), memory.count()]))
     """
-    done = run_script(script, tmp_path, store_name, timeout_seconds=120)
+    done = run_script(script, tmp_path, store_name)
     assert answer_of(done) == [True, 1, 1]
     assert done.stderr == ""
 
@@ -292,7 +292,7 @@ def test_ctrl_c_ends_a_process_that_opens_a_store(tmp_path: Path, store_name: st
             memory.add_entry("x")
             memory.search()
     """
-    done = run_script(script, tmp_path, store_name, minilm_path, timeout_seconds=120)
+    done = run_script(script, tmp_path, store_name, minilm_path)
     assert done.returncode in (-signal.SIGINT, 130)
     assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
     assert "Fatal" not in done.stderr
