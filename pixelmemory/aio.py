@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import logging
 import sys
 import warnings
@@ -24,6 +25,7 @@ from pixelmemory.arguments import (
 from pixelmemory.engine import Engine
 from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
 from pixelmemory.events import MemoryAdded, MemoryDeleted
+from pixelmemory.interrupts import uninterrupted
 from pixelmemory.log import Files
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.opening import OpenStore, check_name
@@ -49,6 +51,7 @@ DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
 ERASED_PAGE = 1000
 
 _logger = logging.getLogger("pixelmemory")
+_numbers = itertools.count()
 
 #: entries of one call that are checked before other tasks get their turn
 CHECKED_AT_ONCE = 200
@@ -110,6 +113,8 @@ class AsyncMemory:
         self._embedding_config = embedding_config
         self._options = options or Options()
         self._engine: Engine | None = None
+        #: what the engine knows this handle by
+        self._number = next(_numbers)
         self._closed = False
         #: whether it was said that a search names a namespace that reads like a question
         self._warned_of_question = False
@@ -141,7 +146,9 @@ class AsyncMemory:
     async def _open(self) -> None:
         if self._engine is not None:
             raise StoreClosedError("this handle was opened before; make a new one")
-        self._engine = await Engine.open(self._name, self._schema, self._embedding_config, self._options, self._files)
+        self._engine = await Engine.open(
+            self._name, self._schema, self._embedding_config, self._options, self._files, handle=self._number
+        )
 
     async def __aenter__(self) -> Self:
         if self._engine is None:
@@ -166,18 +173,32 @@ class AsyncMemory:
             return
         engine.check_loop()
         self._closed = True
-        await engine.release()
+        await engine.release(self._number)
+
+    async def _abandon(self) -> None:
+        """Let go of the store without a drain, if it is open, and see for a moment whether that ends."""
+        if (engine := self._engine) is not None:
+            self._closed = True
+            await engine.abandoned(self._number)
+
+    def _let_go(self) -> None:
+        """As :meth:`_abandon`, at once, on any thread."""
+        if (engine := self._engine) is not None:
+            engine.abandon(self._number)
 
     def __del__(self) -> None:
+        uninterrupted(self._drop)
+
+    def _drop(self) -> None:
+        """Let go of the store in a finalizer, which may be called anywhere: waits for nothing and takes no lock."""
         engine: Engine | None = getattr(self, "_engine", None)
-        if engine is not None and not self._closed and not engine.closed and engine.owned:
-            try:
-                warnings.warn(
-                    f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
-                )
-            finally:  # also where warnings are errors
-                if not sys.is_finalizing():  # threads that could be waited for do not run any more
-                    engine.abandon()
+        if engine is None or self._closed or engine.closed or not engine.owned:
+            return
+        text = f"{self!r} was dropped without close(); nothing acknowledged is lost"
+        if not sys.is_finalizing():  # no thread runs any more that could do it
+            engine.abandon(self._number)
+        self._engine = None
+        warnings.warn(text, ResourceWarning, stacklevel=4)
 
     def __repr__(self) -> str:
         state = "not open" if self._engine is None else "closed" if self._closed or self._engine.closed else "open"

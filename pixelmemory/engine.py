@@ -34,6 +34,7 @@ from pixelmemory.errors import (
 )
 from pixelmemory.event_loop import Signal, poster_of, running_loop_of, signals_of
 from pixelmemory.events import MemoryEvent
+from pixelmemory.interrupts import launch, start_new_thread
 from pixelmemory.key_locks import KeyLocks
 from pixelmemory.log import Append, Erasure, Files
 from pixelmemory.models import Health, Stats
@@ -162,14 +163,14 @@ class Engine:
         last_lsn: the last LSN that a call on this engine was acknowledged with; 0 before the first.
     """
 
-    def __init__(self, name: str, options: Options, arguments: _Arguments) -> None:
+    def __init__(self, name: str, options: Options, arguments: _Arguments, handle: int) -> None:
         self.options = options
         self.last_lsn = 0
         self._folder = options.home_path() / name
         self._key = os.path.realpath(self._folder)
         self._arguments = arguments
-        #: handles that share it
-        self._handles = 1
+        #: the handles that share it
+        self._handles = {handle}
         self._forks = forks()
         #: asyncio's loop, or trio's token
         self._loop: Any = anyio.lowlevel.current_token().native_token
@@ -198,17 +199,25 @@ class Engine:
 
     @classmethod
     async def open(
-        cls, name: str, schema: object, embedding_config: object, options: Options, files: Files | None = None
+        cls,
+        name: str,
+        schema: object,
+        embedding_config: object,
+        options: Options,
+        files: Files | None = None,
+        *,
+        handle: int,
     ) -> Engine:
         """Open the store ``name``; see :class:`pixelmemory.AsyncMemory` for the arguments and errors.
 
-        A store that is open in this event loop is shared: each handle calls :meth:`release` once.
+        A store that is open in this event loop is shared: each handle calls :meth:`release`.
 
         Args:
+            handle: the number of the handle that opens it, which no other handle of the process has.
             files: the file operations of its log; for tests.
         """
-        made = cls(name, options, _Arguments.of(schema, embedding_config, options))
-        self = await made._or_who_has_it()
+        made = cls(name, options, _Arguments.of(schema, embedding_config, options), handle)
+        self = await made._or_who_has_it(handle)
         if self is not made:
             return self
         try:
@@ -217,7 +226,7 @@ class Engine:
             self._opened.set()
         return self
 
-    async def _or_who_has_it(self) -> Engine:
+    async def _or_who_has_it(self, handle: int) -> Engine:
         """This engine; or the one in this event loop that has the store open, which is then shared.
 
         Raises:
@@ -231,19 +240,25 @@ class Engine:
                 return self
             if other._loop is self._loop:
                 await other._opened.wait()
-                if not other._closing and other._store is not None:
-                    return other._share(self._folder, self._arguments)
+                if other._share(handle, self._folder, self._arguments):
+                    return other
                 await other._closed.wait()
             elif other._closing and time.monotonic() < deadline:
                 await anyio.sleep(0.02)
             else:
                 raise StoreLockedError(self._folder / "LOCK", os.getpid(), "in another event loop")
 
-    def _share(self, folder: Path, arguments: _Arguments) -> Engine:
+    def _share(self, handle: int, folder: Path, arguments: _Arguments) -> bool:
+        """Whether ``handle`` has the store now: it is open, and not being closed."""
+        if self._closing or self._store is None:
+            return False
         if difference := self._arguments.difference(arguments):
             raise StoreLockedError(folder / "LOCK", os.getpid(), f"with another {difference}")
-        self._handles += 1
-        return self
+        self._handles.add(handle)
+        if self._closing:  # a finalizer of the last handle came in between
+            self._handles.discard(handle)
+            return False
+        return True
 
     async def _open(self, name: str, schema: object, embedding_config: object, files: Files | None) -> None:
         options = self.options
@@ -322,11 +337,11 @@ class Engine:
                 await anyio.sleep(0.05)
             bar.update(goal - bar.n)
 
-    async def release(self) -> None:
+    async def release(self, handle: int) -> None:
         """Close the store, if no other handle has it open."""
         if self.owned:
-            self._handles -= 1
-            if self._handles <= 0:
+            self._handles.discard(handle)
+            if not self._handles:
                 await self.aclose()
 
     def check_loop(self) -> None:
@@ -403,17 +418,36 @@ class Engine:
         if self._running_loop() is not self._loop:
             raise WrongThreadError(otherwise)
 
-    def abandon(self) -> None:
-        """As :meth:`release`, at once and without the loop: for a handle that was dropped. Loses nothing durable."""
-        if self._store is None or self._closing or not self.owned:
+    def abandon(self, handle: int) -> None:
+        """As :meth:`release`, without a drain, and not waited for. Loses nothing durable.
+
+        For a handle that was dropped: on any thread, takes no lock, and may be done again where Ctrl-C has ended it.
+        """
+        if self._store is None or not self.owned:
             return
-        self._handles -= 1
-        if self._handles <= 0:
+        self._handles.discard(handle)
+        if not self._handles and not self._closing:
+            # from here to the thread's start no step that Ctrl-C or another thread could come into
             self._closing = True
             try:
-                self._store.close()
-            finally:
-                self._over()
+                start_new_thread(launch, (self._close_now, "pixelmemory-close"))
+            except RuntimeError:  # the system gives no thread
+                self._close_now()
+
+    def _close_now(self) -> None:
+        assert self._store is not None
+        try:
+            self._store.close()
+        except BaseException:
+            _logger.exception("the store was not closed cleanly")
+        self._over()
+
+    async def abandoned(self, handle: int) -> None:
+        """:meth:`abandon`, and wait for a moment for the end of it."""
+        self.abandon(handle)
+        if self._closing and self._store is not None:
+            with anyio.move_on_after(CANCELLED_CLOSE_SECONDS):
+                await self._closed.wait()
 
     def store(self) -> OpenStore:
         """The open parts.

@@ -1,6 +1,6 @@
 """Memory: the public surface for code without an event loop.
 
-One :class:`AsyncMemory` in an event loop on a thread of its own, behind an anyio blocking portal. Written by hand; a
+One :class:`AsyncMemory` in an event loop on a thread of its own (:mod:`pixelmemory.loop_thread`). Written by hand; a
 test holds its methods against those of :class:`AsyncMemory`.
 """
 
@@ -13,16 +13,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-import anyio
-from anyio.from_thread import BlockingPortal
-
 from pixelmemory.aio import DEFAULT_EMBEDDING, DEFAULT_NAMESPACE, AsyncMemory, Consistency, no_copies
 from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
+from pixelmemory.interrupts import uninterrupted
+from pixelmemory.loop_thread import LoopThread, Place
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.options import Options
 
@@ -34,88 +31,12 @@ __all__ = ["Memory"]
 
 T = TypeVar("T")
 
+#: how long a call that Ctrl-C ends still waits for the store to be closed; it is closed in the background afterwards
+INTERRUPTED_SECONDS = 0.8
+#: how long the last close waits for the thread of the loop, which has nothing left to do
+THREAD_END_SECONDS = 5.0
+
 _warned_of_running_loop = False
-
-#: how long Ctrl-C waits for the loop's end
-CANCELLED_STOP_SECONDS = 1.0
-
-
-class _Loop:
-    """An event loop on a thread of its own, with a portal into it.
-
-    In place of anyio's ``start_blocking_portal``, a generator, which waits for its thread when it is collected.
-    In the child of a fork, and as the interpreter ends, that is for ever. The handles of one store share a loop.
-    """
-
-    @classmethod
-    def borrow(cls, store: str) -> _Loop:
-        """The loop of ``store``, a path; each borrower gives it back once."""
-        with _loops_lock:
-            loop = _loops.get(store)
-            if loop is None:
-                loop = _loops[store] = cls(store)
-            loop._borrowers += 1
-            return loop
-
-    def give_back(self, *, cancel: bool = False) -> None:
-        """The last borrower stops it; ``cancel``: with what it does."""
-        with _loops_lock:
-            self._borrowers -= 1
-            if self._borrowers:
-                return
-            if _loops.get(self._store) is self:
-                del _loops[self._store]
-        if self.is_here():  # a handle that was collected there: it cannot wait for its own end
-            threading.Thread(target=self.stop, daemon=True).start()
-        else:
-            self.stop(cancel=cancel)
-
-    def __init__(self, store: str) -> None:
-        self._store = store
-        self._borrowers = 0
-        started: Future[BlockingPortal] = Future()
-        self.thread = threading.Thread(target=self._run, args=(started,), name="pixelmemory-loop", daemon=True)
-        self.thread.start()
-        self.portal = started.result()
-
-    @staticmethod
-    def _run(started: Future[BlockingPortal]) -> None:
-        async def serve() -> None:
-            async with BlockingPortal() as portal:
-                started.set_result(portal)
-                await portal.sleep_until_stopped()
-
-        try:
-            anyio.run(serve)
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    def is_here(self) -> bool:
-        """Whether the calling thread is the loop's own."""
-        return threading.get_ident() == self.thread.ident
-
-    def stop(self, *, cancel: bool = False) -> None:
-        """Let the calls in hand end, or cancel them, then stop. From another thread."""
-        with suppress(RuntimeError):  # it is stopped
-            self.portal.call(self.portal.stop, cancel)
-        # after Ctrl-C: what cannot be cancelled (an erase, say) ends in the background
-        self.thread.join(CANCELLED_STOP_SECONDS if cancel else None)
-
-
-#: by the path of the store
-_loops: dict[str, _Loop] = {}
-_loops_lock = threading.Lock()
-
-
-def _after_fork_in_child() -> None:
-    global _loops_lock
-    _loops_lock = threading.Lock()
-    _loops.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Memory:
@@ -151,15 +72,13 @@ class Memory:
         self._memory = AsyncMemory(name, schema, embedding_config, options=options)
         self._pid = os.getpid()
         self._close_lock = threading.Lock()
-        loop = _Loop.borrow(os.path.realpath(self._memory._options.home_path() / self._memory._name))
-        self._loop: _Loop | None = loop
+        self._place = Place()
+        store = os.path.realpath(self._memory._options.home_path() / self._memory._name)
         try:
+            self._loop: LoopThread | None = LoopThread.borrow(store, self._place)
             self._call(self._memory._open)
-        except BaseException:
-            self._loop = None
-            loop.give_back(cancel=True)
-            if (engine := self._memory._engine) is not None:  # Ctrl-C came as the store was open already
-                engine.abandon()
+        except BaseException as error:
+            self._leave(INTERRUPTED_SECONDS if isinstance(error, KeyboardInterrupt) else None)
             raise
 
     def _call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
@@ -174,43 +93,43 @@ class Memory:
         if loop.is_here():
             raise WrongThreadError("a call from the store's own event loop would wait for itself for ever")
         _warn_of_running_loop()
-        try:
-            future: Future[T] = loop.portal.start_task_soon(lambda: method(*args, **kwargs))
-        except RuntimeError as error:  # the portal was stopped between the check and here
-            raise StoreClosedError("the store is closed") from error
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        return loop.call(self._place, method, *args, **kwargs)
+
+    def _leave(self, at_most_seconds: float | None) -> None:
+        """Let go of the loop and, without a drain, of what is still open; None: wait for the end of that."""
+        loop: LoopThread | None = getattr(self, "_loop", None)
+        if loop is None:
+            return
+        left = loop.leave(self._place, self._memory._abandon, cancel=at_most_seconds is not None)
+        self._loop = None
+        if left.wait(at_most_seconds) and left.outcome():
+            loop.wait_for_end(THREAD_END_SECONDS if at_most_seconds is None else at_most_seconds)
 
     def close(self) -> None:
         """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent.
 
         Ctrl-C ends the wait; what is not visible yet becomes so after the next open.
         """
+        self._close(drain=True)
+
+    def _close(self, *, drain: bool) -> None:
         if os.getpid() != self._pid:
             return
         if self._loop is not None and self._loop.is_here():
             raise WrongThreadError("close() from the store's own event loop would wait for itself for ever")
         with self._close_lock:
-            if (loop := self._loop) is None:
-                return
             try:
-                self._call(self._memory.aclose)
+                if drain and self._loop is not None:
+                    self._call(self._memory.aclose)
+            except StoreClosedError:  # two times Ctrl-C in an earlier close: it was let go of, and that was not noted
+                pass
             except KeyboardInterrupt:
-                self._loop = None
-                loop.give_back(cancel=True)
-                engine = self._memory._engine
-                if engine is not None and not self._memory._closed:  # its task had not begun
-                    threading.Thread(target=engine.abandon, name="pixelmemory-close", daemon=True).start()
+                self._leave(INTERRUPTED_SECONDS)
                 raise
             except BaseException:
-                self._loop = None
-                loop.give_back()
+                self._leave(None)
                 raise
-            self._loop = None
-            loop.give_back()
+            self._leave(None if drain else INTERRUPTED_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -218,23 +137,24 @@ class Memory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        """Close the store; after Ctrl-C without waiting for what is not visible yet."""
+        self._close(drain=kind is None or not issubclass(kind, KeyboardInterrupt))
 
     def __del__(self) -> None:
-        loop: _Loop | None = getattr(self, "_loop", None)
+        uninterrupted(self._drop)
+
+    def _drop(self) -> None:
+        """Let go of the store in a finalizer, which may be called anywhere: waits for nothing and takes no lock."""
+        loop: LoopThread | None = getattr(self, "_loop", None)
         if loop is None or os.getpid() != self._pid:
             return
-        try:
-            warnings.warn(
-                f"{self!r} was dropped without close(); nothing acknowledged is lost", ResourceWarning, stacklevel=2
-            )
-        finally:  # also where warnings are errors
-            self._loop = None
-            engine, self._memory._engine = self._memory._engine, None
-            if not sys.is_finalizing():  # threads that could be waited for do not run any more
-                if engine is not None:
-                    engine.abandon()
-                loop.give_back()
+        text = f"{self!r} was dropped without close(); nothing acknowledged is lost"
+        if not sys.is_finalizing():  # no thread runs any more that could do it
+            self._memory._let_go()
+            loop.leave(self._place, self._memory._abandon, cancel=True)
+        self._memory._engine = None
+        self._loop = None
+        warnings.warn(text, ResourceWarning, stacklevel=4)
 
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         raise no_copies(self)

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,36 +22,49 @@ os.environ["PIXELTABLE_HOME"] = str(PIXELTABLE_HOME / "pixeltable")
 os.environ["PIXELTABLE_VERBOSITY"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(PIXELTABLE_HOME / "torchinductor")  # else one in the temporary folder stays
 os.environ.setdefault("XDG_RUNTIME_DIR", str(PIXELTABLE_HOME))
 
-import pytest  # noqa: E402 - after the environment is set
+import hypothesis  # noqa: E402 - after the environment is set
+import psutil  # noqa: E402
+import pytest  # noqa: E402
+
+# a busy machine is no failure, and no run knows of another's examples
+hypothesis.settings.register_profile(
+    "pixelmemory",
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("pixelmemory")
 
 if TYPE_CHECKING:
     from pixelmemory import Memory
 
 
-def stop_postgres(home: Path, timeout_seconds: float = 20.0) -> None:
+def stop_postgres(home: Path, timeout_seconds: float = 60.0) -> None:
     """Stop the embedded server of the Pixeltable home ``home``, if one runs, and wait until it is gone."""
     pid_file = home / "pgdata" / "postmaster.pid"
-    if not pid_file.exists():
-        return
-    pid = int(pid_file.read_text().splitlines()[0])
-    deadline = time.monotonic() + timeout_seconds
     try:
-        os.kill(pid, signal.SIGQUIT)  # PostgreSQL's immediate shutdown: what it holds is thrown away
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
-            time.sleep(0.05)
-    except ProcessLookupError:
+        pid, *_, socket_folder = pid_file.read_text().splitlines()[:5]
+        server = psutil.Process(int(pid))
+        if server.name() != "postgres":  # the file is of a server that was killed
+            return
+        server.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown: what it holds is thrown away
+        server.wait(timeout_seconds)
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
         return
-    raise RuntimeError(f"PostgreSQL {pid} did not stop within {timeout_seconds} s")
+    if socket_folder and Path(socket_folder) != home / "pgdata":  # one of its own, where the path does not fit
+        shutil.rmtree(socket_folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _pixeltable_server() -> Iterator[None]:
-    yield
-    stop_postgres(PIXELTABLE_HOME / "pixeltable")
-    shutil.rmtree(PIXELTABLE_HOME, ignore_errors=True)
+def pytest_unconfigure() -> None:
+    """Leave nothing behind: also in a process that only collects tests, or gives them to others."""
+    try:
+        stop_postgres(PIXELTABLE_HOME / "pixeltable")
+    finally:
+        shutil.rmtree(PIXELTABLE_HOME, ignore_errors=True)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -64,13 +64,13 @@ def test_every_error_is_exported_and_explained() -> None:
 #: modules that may import those of their own line and of the lines before it
 TIERS = (
     ("errors",),
-    ("events", "models", "options", "paths", "process", "quiet", "installed"),
+    ("events", "models", "options", "paths", "process", "quiet", "installed", "interrupts"),
     ("values", "schema", "filters", "filter_mistakes", "embedding"),
     ("log",),
     ("projection",),
     ("query", "maintenance"),
     ("opening",),
-    ("arguments", "event_loop", "visibility"),
+    ("arguments", "event_loop", "loop_thread", "visibility"),
     ("key_locks",),
     ("engine",),
     ("aio",),
@@ -151,9 +151,14 @@ def test_pixeltable_is_imported_in_two_places() -> None:
     assert users <= {"projection", "query"}
 
 
-def test_blocking_portal_is_used_in_one_place() -> None:
-    users = {path.name for path in PACKAGE.rglob("*.py") if "start_blocking_portal" in path.read_text()}
-    assert users == {"sync.py"}
+def test_the_main_thread_waits_for_nothing_that_ctrl_c_tears() -> None:
+    """A portal's futures are such; see ``loop_thread``."""
+    for path in PACKAGE.rglob("*.py"):
+        assert "BlockingPortal" not in path.read_text()
+        assert "start_blocking_portal" not in path.read_text()
+    for name in ("sync.py", "loop_thread.py"):
+        text = (PACKAGE / name).read_text()
+        assert not re.findall(r"concurrent\.futures import|threading\.(?:Thread|Event|Condition|Semaphore)\(", text)
 
 
 def test_nothing_pickles_and_the_library_does_not_print() -> None:

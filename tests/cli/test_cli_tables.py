@@ -212,7 +212,7 @@ def test_no_pixeltable_is_made_where_there_is_none(tmp_path: Path, store_name: s
         env={**os.environ, "PIXELTABLE_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (2, "")
     assert f"there is no Pixeltable at {home}" in done.stdout

@@ -18,7 +18,7 @@ __all__ = ["LONG_FORM", "SOAK_SECONDS", "FaultReport", "Planted", "Verdict", "ro
 SOAK_SECONDS = float(os.environ.get("PIXELMEMORY_SOAK_SECONDS") or 0)
 LONG_FORM = SOAK_SECONDS > 0
 
-#: parts of a thousand of the soak's seconds that each random row has, and its tests share evenly; the other 210 go to
+#: parts of a thousand of the soak's seconds that each random row has, and its tests share evenly; the other 180 go to
 #: the exhaustive rows, which take what they take
 SHARES = {
     # the log, 320
@@ -27,7 +27,7 @@ SHARES = {
     "owners": 25,
     "clock": 25,
     "moved_folder": 20,
-    # the engine, 470
+    # the engine, 500
     "projection_crash": 160,
     "random_kills": 80,
     "database": 20,
@@ -36,6 +36,7 @@ SHARES = {
     "model": 75,
     "cancel_storm": 75,
     "chdir": 20,
+    "ctrl_c": 30,
 }
 
 

@@ -144,10 +144,11 @@ def _kill_the_server(kills: int, home: Path, store_name: str, fault_report: Faul
 
 
 CLAIM_SCRIPT = """
-    import json, os, signal, sys
+    import hashlib, json, os, signal, sys
     from pathlib import Path
     import psycopg
-    from engine_tools import open_memory, vector
+    from engine_tools import open_memory, tables_path, vector, with_pixeltable
+    from pixelmemory.projection.connections import connection_string
 
     home, name = sys.argv[1:]
     memory = open_memory(home, name, retry_seconds_min=0.05)
@@ -157,19 +158,21 @@ CLAIM_SCRIPT = """
     os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
     memory.add_entry("after", embedding=vector(2))
     memory.flush()
-    from pixelmemory.projection.connections import connection_string
-    with psycopg.connect(connection_string()) as connection:
-        locks = connection.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted").fetchall()
-    print(json.dumps([len(locks), memory.count()]))
-    memory.close()
+    digest = hashlib.blake2b(with_pixeltable(lambda: tables_path(name)).encode(), digest_size=8).digest()
+    with psycopg.connect(connection_string(), autocommit=True) as session:
+        query = "SELECT pg_try_advisory_lock(%s)", (int.from_bytes(digest, "big", signed=True),)
+        is_free = session.execute(*query).fetchone()[0]
+        count = memory.count()
+        memory.close()
+        print(json.dumps([is_free, count, session.execute(*query).fetchone()[0]]))
 """
 
 
 def test_the_claim_on_a_projection_outlives_a_restart_of_the_server(tmp_path: Path, store_name: str) -> None:
-    """Else another process with a copy of the store could write beside it."""
+    """Else another process that opens the same tables would write over it."""
     with pixeltable_home() as pixeltable:
         done = run_script(CLAIM_SCRIPT, tmp_path, store_name, PIXELTABLE_HOME=str(pixeltable))
-    assert answer_of(done) == [1, 2]
+    assert answer_of(done) == [False, 2, True]
 
 
 #: disk full, out of memory, too many connections, I/O error, serialization, lock not available, cancelled, shut down

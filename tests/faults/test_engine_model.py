@@ -274,7 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
         """The handle lets go at once: nothing is drained."""
         engine = self.memory._engine
         assert engine is not None
-        self._run(lambda: anyio.to_thread.run_sync(engine.abandon))
+        self._run(lambda: anyio.to_thread.run_sync(engine.abandon, self.memory._number))
         self.report.add("model: abandoned without a drain")
         self._open()
 

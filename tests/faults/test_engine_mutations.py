@@ -312,7 +312,7 @@ MUTATIONS = (
     Mutation(
         "the first handle that is closed closes the store",
         "engine",
-        "            self._handles -= 1\n            if self._handles <= 0:\n                await self.aclose()",
+        "            if not self._handles:\n                await self.aclose()",
         "            await self.aclose()",
         (f"{OWNERS}a_second_handle_in_this_process_is_the_same_store",),
     ),

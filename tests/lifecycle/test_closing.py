@@ -165,6 +165,7 @@ USES: dict[str, tuple[Any, ...]] = {
     "compact": (),
     "get_namespace_table": ("x",),
     "namespaces": (),
+    "truncated_memories": (),
     "count": (),
     "flush": (),
     "retry_dead_letters": (),

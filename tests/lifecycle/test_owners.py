@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -332,11 +332,16 @@ def test_the_child_of_a_fork_gets_an_error_and_the_parent_goes_on(tmp_path: Path
 
 def test_a_call_from_the_stores_own_loop_is_an_error(tmp_path: Path, store_name: str) -> None:
     with open_memory(tmp_path, store_name) as memory:
-        portal = memory._loop.portal  # type: ignore[union-attr]
+        loop, place = memory._loop, memory._place
+        assert loop is not None
+
+        async def called(method: Callable[[], object]) -> object:
+            return method()
+
         with pytest.raises(WrongThreadError):
-            portal.call(memory.count)
+            loop.call(place, called, memory.count)
         with pytest.raises(WrongThreadError):
-            portal.call(memory.close)
+            loop.call(place, called, memory.close)
         assert memory.count() == 0
     assert "closed" in repr(memory)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -200,11 +201,10 @@ def test_what_cannot_be_a_home_is_refused_by_its_name(
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_home_below_a_folder_that_is_read_only(tmp_path: Path) -> None:
+def test_a_home_below_a_folder_that_is_read_only() -> None:
     """As an account that is not root, which may write everywhere."""
-    (parent := tmp_path / "read-only").mkdir()
-    parent.chmod(0o555)
     script = """
+import importlib.metadata  # imported late otherwise, from a folder that the other account may not enter
 import os, sys
 from pixelmemory import Options, StoreError
 from pixelmemory.opening import open_store
@@ -216,9 +216,9 @@ except StoreError as error:
     assert "Options.home" in str(error) and sys.argv[1] in str(error) and "Permission denied" in str(error), error
     print("{}")
 """
-    for folder in (*parent.parents, tmp_path):  # let the other account get there
-        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
+    # next to the run's Pixeltable: the other account cannot get to a test's own folder
+    parent = Path(tempfile.mkdtemp(prefix="read-only-", dir=Path(os.environ["PIXELTABLE_HOME"]).parent))
+    parent.chmod(0o555)
     done = run_script(script, parent / "mem")
     assert done.stdout == "{}\n", done.stderr
 

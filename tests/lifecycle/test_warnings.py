@@ -40,7 +40,7 @@ LIFE = """
 def test_a_store_works_where_warnings_are_errors(tmp_path: object, minilm_path: str, how: str) -> None:
     python = ("-X", "dev", "-W", "error") if how == "command_line" else ()
     # XDG_RUNTIME_DIR: without one, a package beneath warns
-    done = run_script(LIFE, tmp_path, minilm_path, how, python=python, timeout_seconds=120, XDG_RUNTIME_DIR="")
+    done = run_script(LIFE, tmp_path, minilm_path, how, python=python, XDG_RUNTIME_DIR="")
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
@@ -105,5 +105,5 @@ def test_the_python_form_of_the_machinery_asks_the_same_way() -> None:
         "except UserWarning:\n"
         "    print('as asked')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout == "as asked\n", done.stderr
