@@ -330,7 +330,7 @@ class EmbeddedServer:
 
 
 #: what in a line of the server's log says why it does not start, and what only says that it was asked meanwhile
-_WRONG = "FATAL|PANIC|ERROR|HINT|could not|No space|parameter"
+_WRONG = "FATAL|PANIC|ERROR|could not|No space|parameter"
 _NOT_WRONG = "the database system is (not yet accepting connections|starting up|shutting down|in recovery mode)"
 
 
