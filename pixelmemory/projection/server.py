@@ -335,7 +335,10 @@ _NOT_WRONG = "the database system is (not yet accepting connections|starting up|
 
 
 #: what to do where PostgreSQL has no connection left
-EXHAUSTED_REMEDY = "Close stores or programs that use this Pixeltable, or raise max_connections in its postgresql.conf and start it again"
+EXHAUSTED_REMEDY = (
+    "Close stores or programs that use this Pixeltable, "
+    "or raise max_connections in its postgresql.conf and start it again"
+)
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -120,10 +120,11 @@ def test_a_stale_pid_file_whose_number_lives(
     """As after a power loss, or in a container that was started again."""
     killed = _starts(home)
     pid_file = home / "pgdata" / "postmaster.pid"
+    sockets = Path(pid_file.read_text().splitlines()[4])  # elsewhere, where the path is long
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: not postgres_in(home))
     number = {"ours": os.getpid(), "parent": os.getppid(), "another user's": others_process}.get(whose, whose)
-    for path in (pid_file, home / "pgdata" / ".s.PGSQL.5432.lock"):
+    for path in (pid_file, sockets / ".s.PGSQL.5432.lock"):
         lines = path.read_text().splitlines()
         assert int(lines[0]) == killed
         path.write_text("\n".join([str(number), *lines[1:]]) + "\n")
