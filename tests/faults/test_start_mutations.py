@@ -25,21 +25,21 @@ MUTATIONS = (
         "projection/server",
         '            self._refusal = str(error).strip().partition("\\n")[0]\n            return is_exhausted(error)\n',
         "            return psutil.pid_exists(running.pid)\n",
-        (f"{START}a_stale_pid_file_whose_number_lives[ours]",),
+        (f"{START}a_stale_pid_file_whose_number_lives[the same user's]",),
     ),
     Mutation(
         "a stale pid file is left to PostgreSQL",
         "projection/server",
         "        self._mark_stale()\n        account",
         "        account",
-        (f"{START}a_stale_pid_file_whose_number_lives[another user's]",),
+        (f"{START}a_stale_pid_file_whose_number_lives[the same user's]",),
     ),
     Mutation(
         "the lock file of a stale socket is left to PostgreSQL",
         "projection/server",
         '        (sockets / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)\n',
         "",
-        (f"{START}a_stale_pid_file_whose_number_lives[another user's]",),
+        (f"{START}a_stale_pid_file_whose_number_lives[the same user's]",),
     ),
     Mutation(
         "starts are not serialised",
@@ -99,7 +99,7 @@ MUTATIONS = (
         "projection/connections",
         "            os.dup2(null, connection.pgconn.socket, inheritable=False)\n",
         "            pass\n",
-        BUSY_FORKS,
+        (f"{FORKS}a_child_that_outlives_a_killed_parent_keeps_nothing[a fork]",),
     ),
     Mutation(
         "a child is not refused",
@@ -143,7 +143,7 @@ MUTATIONS = (
         "engine",
         "run_sync(run, limiter=self._readers, abandon_on_cancel=True)",
         "run_sync(run, limiter=self._readers)",
-        (f"{TABLES}ctrl_c_ends_every_wait_for_the_database",),
+        (f"{TABLES}a_cancelled_read_ends_though_nothing_answers",),
     ),
     Mutation(
         "the claim is not taken again",
