@@ -22,7 +22,7 @@ import sqlalchemy as sql
 
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.process import never_collect
-from pixelmemory.projection.server import is_exhausted
+from pixelmemory.projection.server import EXHAUSTED_REMEDY, is_exhausted
 
 __all__ = ["ReadConnections", "connect", "connection_string", "keep_from_children", "shared", "watch_engine"]
 
@@ -60,8 +60,7 @@ def connect(
                 raise
             if time.monotonic() > deadline:
                 raise ProjectionUnavailableError(
-                    f"PostgreSQL has had no connection left for {timeout_seconds:g} s: close stores or programs that "
-                    "use this Pixeltable, or raise max_connections in its postgresql.conf and start it again"
+                    f"PostgreSQL has had no connection left for {timeout_seconds:g} s. {EXHAUSTED_REMEDY}"
                 ) from error
             shared.forget_idle()  # one of them may be what is missing
             time.sleep(PAUSE_SECONDS)

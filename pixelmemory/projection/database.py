@@ -19,7 +19,7 @@ import sqlalchemy as sql
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
 from pixelmemory.paths import absolute_path
 from pixelmemory.projection.connections import connection_string, watch_engine
-from pixelmemory.projection.server import EmbeddedServer, locked_start
+from pixelmemory.projection.server import EXHAUSTED_REMEDY, EmbeddedServer, is_exhausted, locked_start
 from pixelmemory.quiet import ignore_warnings
 
 __all__ = [
@@ -353,7 +353,8 @@ def first_line(error: BaseException) -> str:
     Of an error without a text: its repr, so that it is never empty.
     """
     text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0].partition(' in row {')[0]}" if text else repr(error)
+    line = f"{type(error).__name__}: {text.splitlines()[0].partition(' in row {')[0]}" if text else repr(error)
+    return f"{line}. {EXHAUSTED_REMEDY}" if is_exhausted(error) else line
 
 
 def is_missing_table(error: BaseException) -> bool:

@@ -39,7 +39,7 @@ import psycopg
 
 from pixelmemory.errors import ProjectionUnavailableError
 
-__all__ = ["EmbeddedServer", "is_exhausted", "locked_start"]
+__all__ = ["EXHAUSTED_REMEDY", "EmbeddedServer", "is_exhausted", "locked_start"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -332,6 +332,13 @@ class EmbeddedServer:
 #: what in a line of the server's log says why it does not start, and what only says that it was asked meanwhile
 _WRONG = "FATAL|PANIC|ERROR|could not|No space|parameter"
 _NOT_WRONG = "the database system is (not yet accepting connections|starting up|shutting down|in recovery mode)"
+
+
+#: what to do where PostgreSQL has no connection left
+EXHAUSTED_REMEDY = (
+    "Close stores or programs that use this Pixeltable, "
+    "or raise max_connections in its postgresql.conf and start it again"
+)
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -109,21 +109,33 @@ def others_process() -> Iterator[int]:
         process.kill()
 
 
-#: the first line that a stale pid file gets; of our own process, another user's, init's, none that can be
-STALE = ("ours", "parent", "another user's", "1", "999999999", "-1", "0")
+@pytest.fixture
+def same_users_process(home: Path) -> Iterator[int]:
+    """A living process of the user that the server runs as: PostgreSQL itself takes no other's for a server."""
+    owner = (home / "pgdata").stat()
+    identity: dict[str, Any] = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if is_root else {}
+    with subprocess.Popen(["sleep", "600"], **identity) as process:
+        yield process.pid
+        process.kill()
 
 
-@pytest.mark.parametrize("whose", STALE if LONG_FORM else STALE[:4])
+#: the first line that a stale pid file gets; of the server's user, our own process, another user's, none that can be
+STALE = ("the same user's", "ours", "another user's", "parent", "1", "999999999", "-1", "0")
+
+
+@pytest.mark.parametrize("whose", STALE if LONG_FORM else STALE[:3])
 def test_a_stale_pid_file_whose_number_lives(
-    home: Path, whose: str, others_process: int, fault_report: FaultReport
+    home: Path, whose: str, same_users_process: int, others_process: int, fault_report: FaultReport
 ) -> None:
     """As after a power loss, or in a container that was started again."""
     killed = _starts(home)
     pid_file = home / "pgdata" / "postmaster.pid"
+    sockets = Path(pid_file.read_text().splitlines()[4])  # elsewhere, where the path is long
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: not postgres_in(home))
-    number = {"ours": os.getpid(), "parent": os.getppid(), "another user's": others_process}.get(whose, whose)
-    for path in (pid_file, home / "pgdata" / ".s.PGSQL.5432.lock"):
+    living = {"the same user's": same_users_process, "another user's": others_process}
+    number = (living | {"ours": os.getpid(), "parent": os.getppid()}).get(whose, whose)
+    for path in (pid_file, sockets / ".s.PGSQL.5432.lock"):
         lines = path.read_text().splitlines()
         assert int(lines[0]) == killed
         path.write_text("\n".join([str(number), *lines[1:]]) + "\n")

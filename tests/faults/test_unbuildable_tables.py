@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
-from database_tools import may_mount
-from engine_tools import answer_of, open_memory, pixeltable_home, run_script, script_environment, vector
+from database_tools import may_mount, suspended
+from engine_tools import answer_of, async_memory, open_memory, pixeltable_home, run_script, script_environment, vector
 from fault_report import LONG_FORM, FaultReport, Verdict
 
 from pixelmemory import ProjectionUnavailableError, WaitTimeoutError
@@ -285,6 +287,21 @@ def test_ctrl_c_ends_every_wait_for_the_database(tmp_path: Path, store_name: str
     for what, (outcome, seconds) in answer.items():
         assert outcome == ("0" if what.startswith("open after") else "KeyboardInterrupt"), (what, answer)
         assert seconds < SOON_SECONDS, what
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_read_ends_though_nothing_answers(tmp_path: Path, store_name: str) -> None:
+    async with async_memory(tmp_path, store_name) as memory:
+        await memory.add_entry("x", embedding=vector(1))
+        assert await memory.count() == 1
+        with suspended(Path(os.environ["PIXELTABLE_HOME"])):
+            started = time.monotonic()
+            for _ in range(memory._options.reader_threads_max + 1):  # each leaves its thread to itself
+                with anyio.move_on_after(0.1) as scope:
+                    await memory.count()
+                assert scope.cancelled_caught
+            assert time.monotonic() - started < SOON_SECONDS
+        assert await memory.count() == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks
