@@ -8,6 +8,7 @@ import fcntl
 import gc
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from keys import Keys
 
 from pixelmemory import Memory
 
-__all__ = ["obstacles", "storm"]
+__all__ = ["every_step", "obstacles", "storm"]
 
 #: no wait ends by itself
 FOR_EVER: dict[str, Any] = {"wait_timeout_seconds": 10_000.0, "lag_timeout_seconds": 10_000.0}
@@ -145,6 +146,83 @@ def storm(home: str, name: str, seed: int, interrupts: int) -> dict[str, Any]:
         "swallowed": sorted((+one.swallowed).items()),
         "health": health,
     }
+
+
+# ---------------------------------------------------------------------------------------------------------- every step
+
+
+def _interrupted_at(step: int, call: Callable[[], object]) -> bool:
+    """Whether ``call`` reached its step ``step``, where Ctrl-C came; steps are where Python looks for signals."""
+    steps = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal steps
+        steps += event in ("call", "return", "c_return")
+        if steps == step:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(count)
+        call()
+        sys.setprofile(None)
+    except KeyboardInterrupt:
+        pass
+    return steps >= step
+
+
+def every_step(home: str, name: str, stride: int) -> dict[str, int]:
+    """Ctrl-C at each step of the main thread's in each kind of call; at how many there were of each.
+
+    Of the calls that open or close the store, whose steps take time, at each ``stride``-th.
+
+    After each the store is used, closed and opened again: a lock that is left behind would hang the next call.
+    """
+    handles: list[Memory] = []
+
+    def opened() -> Memory:
+        handles[:] = [open_memory(home, name)]
+        return handles[0]
+
+    def add() -> None:
+        handles[0].add_entry("x", embedding=vector(1))
+
+    calls: dict[str, Callable[[], object]] = {
+        "add": add,
+        "search": lambda: handles[0].search(consistency="eventual"),
+        "close": lambda: handles[0].close(),
+        "open": opened,
+        "drop": handles.clear,
+    }
+    answers: dict[str, int] = {}
+    for which, call in calls.items():
+        step = 1
+        opened()
+        while True:
+            if which == "open":
+                handles[0].close()
+            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+            try:
+                was_reached = _interrupted_at(step, call)
+                if which == "drop":
+                    time.sleep(0.05)  # an interrupt in a finalizer comes again
+            except KeyboardInterrupt:
+                was_reached = True
+            if not was_reached:
+                break
+            answers[which] = answers.get(which, 0) + 1
+            if which in ("add", "search"):
+                step += 1
+                add()
+                continue
+            step += stride
+            if which == "close":
+                handles[0].close()
+            opened()
+            add()
+        if handles:
+            handles[0].close()
+    return answers
 
 
 # ----------------------------------------------------------------------------------------------------------- obstacles
