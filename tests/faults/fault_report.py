@@ -30,7 +30,9 @@ SHARES = {
     # the engine, 500
     "projection_crash": 160,
     "random_kills": 80,
-    "database": 60,
+    "database": 20,
+    "forks": 15,
+    "database_start": 25,
     "model": 75,
     "cancel_storm": 75,
     "chdir": 20,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psycopg
 import pytest
-from engine_tools import DIMENSIONS, open_memory, script_environment, vector
+from engine_tools import DIMENSIONS, open_memory, script_environment, tables_path, vector
 
 from pixelmemory import Layout, Memory, ProjectionError
 
@@ -299,10 +299,11 @@ def _purge_in_child(store_name: str, ids: list[str] | None, up_to_lsn: int, poin
     from pixelmemory.projection.purge import purge, scrub
 
     start_pixeltable(keep_http_server=False)
-    tables = TableSet(store_name, ProjectionState("", "", None, None, None), None, direct_sql=True)
+    folder = tables_path(store_name).rpartition("/")[2]
+    tables = TableSet(folder, ProjectionState("", "", None, None, None), None, direct_sql=True)
     stored_state = tables.stored_state()
     assert stored_state is not None
-    tables = TableSet(store_name, stored_state[0], None, direct_sql=True)
+    tables = TableSet(folder, stored_state[0], None, direct_sql=True)
     tables.load()
     set_fault_hook(lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None)
     purge(tables, NAMESPACE, ids, up_to_lsn)
@@ -461,8 +462,8 @@ def test_tables_in_use(tmp_path: Path, store_name: str, monkeypatch: pytest.Monk
 
 
 def test_a_role_that_may_not(tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelmemory.projection import purge as module
-    from pixelmemory.projection.database import connection_string
+    from pixelmemory.projection import connections as module
+    from pixelmemory.projection.connections import connection_string
 
     canaries = Canaries()
     role = f"role_{store_name}"

@@ -19,7 +19,7 @@ from psycopg import sql
 
 from pixelmemory import Layout, Memory, Options
 from pixelmemory.filters import matches, parse_filter
-from pixelmemory.projection import read_sql
+from pixelmemory.projection import connections, read_sql
 from pixelmemory.projection.database import connection_string, start_pixeltable
 from pixelmemory.projection.graph import GraphKeeper
 
@@ -306,9 +306,11 @@ def planner_likes_graphs() -> Iterator[None]:
         database = sql.Identifier(connection.info.dbname)
         for name in settings:
             connection.execute(sql.SQL("ALTER DATABASE {} SET {} = off").format(database, sql.Identifier(name)))
+        connections.shared.forget_idle()  # those of other stores have begun without it
         yield
         for name in settings:
             connection.execute(sql.SQL("ALTER DATABASE {} RESET {}").format(database, sql.Identifier(name)))
+        connections.shared.forget_idle()
 
 
 class Large(NamedTuple):
