@@ -151,9 +151,12 @@ def storm(home: str, name: str, seed: int, interrupts: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- every step
 
 
-def _interrupted_at(step: int, call: Callable[[], object]) -> bool:
-    """Whether ``call`` reached its step ``step``, where Ctrl-C came; steps are where Python looks for signals."""
-    steps = 0
+def _interrupted_at(step: int, call: Callable[[], object]) -> tuple[bool, bool]:
+    """Whether ``call`` reached its step ``step``, where Ctrl-C came, and whether that came out of it.
+
+    Steps are where Python looks for signals.
+    """
+    steps, arrived = 0, False
 
     def count(_frame: object, event: str, _argument: object) -> None:
         nonlocal steps
@@ -167,8 +170,8 @@ def _interrupted_at(step: int, call: Callable[[], object]) -> bool:
         call()
         sys.setprofile(None)
     except KeyboardInterrupt:
-        pass
-    return steps >= step
+        arrived = True
+    return steps >= step, arrived
 
 
 def every_step(home: str, name: str, stride: int) -> dict[str, int]:
@@ -179,6 +182,9 @@ def every_step(home: str, name: str, stride: int) -> dict[str, int]:
     After each the store is used, closed and opened again: a lock that is left behind would hang the next call.
     """
     handles: list[Memory] = []
+    #: what Python dropped: at the first steps of a finalizer nobody can keep it
+    dropped: list[object] = []
+    sys.unraisablehook = lambda what: dropped.append(what.exc_type)
 
     def opened() -> Memory:
         handles[:] = [open_memory(home, name)]
@@ -202,10 +208,11 @@ def every_step(home: str, name: str, stride: int) -> dict[str, int]:
             if which == "open":
                 handles[0].close()
             faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+            dropped.clear()
             try:
-                was_reached = _interrupted_at(step, call)
-                if which == "drop":
-                    time.sleep(0.05)  # an interrupt in a finalizer comes again
+                was_reached, arrived = _interrupted_at(step, call)
+                if was_reached and not arrived and not dropped:  # it came into a finalizer, and comes again
+                    time.sleep(HANG_SECONDS)
             except KeyboardInterrupt:
                 was_reached = True
             if not was_reached:
