@@ -105,10 +105,13 @@ class Call(Generic[T]):
             self._scope.cancel()
 
     def refuse(self, error: BaseException | None) -> None:
-        """It is not run any more, because of ``error``; None: the store is closed."""
+        """It is not run any more, because of ``error``; None: the store is closed. Who leaves has left."""
         if not self._started:
             self._started = True
-            self._error = error or StoreClosedError("the store is closed")
+            if self.leaves:
+                self._is_done = True
+            else:
+                self._error = error or StoreClosedError("the store is closed")
             self._over.release()
 
 

@@ -23,7 +23,8 @@ os.environ["PIXELTABLE_VERBOSITY"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(PIXELTABLE_HOME / "torchinductor")  # else one in the temporary folder stays
-os.environ.setdefault("XDG_RUNTIME_DIR", str(PIXELTABLE_HOME))
+(PIXELTABLE_HOME / "run").mkdir(mode=0o700)  # another mode is warned of
+os.environ["XDG_RUNTIME_DIR"] = str(PIXELTABLE_HOME / "run")
 
 import hypothesis  # noqa: E402 - after the environment is set
 import psutil  # noqa: E402

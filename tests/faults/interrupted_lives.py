@@ -8,6 +8,7 @@ import fcntl
 import gc
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from keys import Keys
 
 from pixelmemory import Memory
 
-__all__ = ["obstacles", "storm"]
+__all__ = ["every_step", "obstacles", "storm"]
 
 #: no wait ends by itself
 FOR_EVER: dict[str, Any] = {"wait_timeout_seconds": 10_000.0, "lag_timeout_seconds": 10_000.0}
@@ -145,6 +146,90 @@ def storm(home: str, name: str, seed: int, interrupts: int) -> dict[str, Any]:
         "swallowed": sorted((+one.swallowed).items()),
         "health": health,
     }
+
+
+# ---------------------------------------------------------------------------------------------------------- every step
+
+
+def _interrupted_at(step: int, call: Callable[[], object]) -> tuple[bool, bool]:
+    """Whether ``call`` reached its step ``step``, where Ctrl-C came, and whether that came out of it.
+
+    Steps are where Python looks for signals.
+    """
+    steps, arrived = 0, False
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal steps
+        steps += event in ("call", "return", "c_return")
+        if steps == step:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(count)
+        call()
+        sys.setprofile(None)
+    except KeyboardInterrupt:
+        arrived = True
+    return steps >= step, arrived
+
+
+def every_step(home: str, name: str, stride: int) -> dict[str, int]:
+    """Ctrl-C at each step of the main thread's in each kind of call; at how many there were of each.
+
+    Of the calls after which the store is opened again, which takes time, not at each: at an open's each ``stride``-th.
+
+    After each the store is used, closed and opened again: a lock that is left behind would hang the next call.
+    """
+    handles: list[Memory] = []
+    #: what Python dropped: at the first steps of a finalizer nobody can keep it
+    dropped: list[object] = []
+    sys.unraisablehook = lambda what: dropped.append(what.exc_type)
+
+    def opened() -> Memory:
+        handles[:] = [open_memory(home, name)]
+        return handles[0]
+
+    def add() -> None:
+        handles[0].add_entry("x", embedding=vector(1))
+
+    calls: dict[str, Callable[[], object]] = {
+        "add": add,
+        "search": lambda: handles[0].search(consistency="eventual"),
+        "close": lambda: handles[0].close(),
+        "open": opened,
+        "drop": handles.clear,
+    }
+    answers: dict[str, int] = {}
+    for which, call in calls.items():
+        step = 1
+        opened()
+        while True:
+            if which == "open":
+                handles[0].close()
+            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+            dropped.clear()
+            try:
+                was_reached, arrived = _interrupted_at(step, call)
+                if was_reached and not arrived and not dropped:  # it came into a finalizer, and comes again
+                    time.sleep(HANG_SECONDS)
+            except KeyboardInterrupt:
+                was_reached = True
+            if not was_reached:
+                break
+            answers[which] = answers.get(which, 0) + 1
+            if which in ("add", "search"):
+                step += 1
+                add()
+                continue
+            step += stride if which == "open" else (stride + 3) // 4
+            if which == "close":
+                handles[0].close()
+            opened()
+            add()
+        if handles:
+            handles[0].close()
+    return answers
 
 
 # ----------------------------------------------------------------------------------------------------------- obstacles

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine_oracle import check_store
 from engine_tools import answer_of, run_script
-from fault_report import FaultReport, Verdict, timed_rounds
+from fault_report import LONG_FORM, FaultReport, Verdict, timed_rounds
 
 #: of one process
 INTERRUPTS = 40
@@ -16,6 +16,13 @@ STORM = """
     from interrupted_lives import storm
     home, name, seed, interrupts = sys.argv[1:]
     print(json.dumps(storm(home, name, int(seed), int(interrupts))))
+"""
+
+STEPS = """
+    import json, sys
+    from interrupted_lives import every_step
+    home, name, stride = sys.argv[1:]
+    print(json.dumps(every_step(home, name, int(stride))))
 """
 
 OBSTACLES = """
@@ -35,6 +42,14 @@ def test_keys_at_any_moment(tmp_path: Path, store_name: str, fault_report: Fault
         del answer["interrupted"], answer["acknowledged"]
         assert answer == {"lost": [], "torn": [], "swallowed": [], "health": [True, []]}
         check_store(tmp_path, name)
+
+
+def test_a_key_at_every_step(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
+    seconds = 3000.0 if LONG_FORM else 120.0
+    steps = answer_of(run_script(STEPS, tmp_path, store_name, 1 if LONG_FORM else 29, timeout_seconds=seconds))
+    fault_report.add("ctrl_c: interrupted steps of a call", sum(steps.values()))
+    assert steps.keys() == {"add", "search", "close", "open", "drop"}
+    assert min(steps.values()) > 2, steps
 
 
 def test_a_key_ends_a_call_that_would_not_end(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:

@@ -334,7 +334,7 @@ def graph_was_used(mem: Memory, namespace: str) -> bool:
     name = tables.name_of(namespace)
     assert name is not None
     graph = tables.store_table(name).graph
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         while time.monotonic() < deadline:
             # a connection reports what it has counted when it is used a second later
