@@ -24,6 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(PIXELTABLE_HOME / "torchinductor")  # else one in the temporary folder stays
 (PIXELTABLE_HOME / "run").mkdir(mode=0o700)  # another mode is warned of
+# Pixeltable's own launcher locks a file there; without the folder one in the temporary folder, perhaps another user's
+(PIXELTABLE_HOME / "run" / "python_PostgresServer").mkdir()
 os.environ["XDG_RUNTIME_DIR"] = str(PIXELTABLE_HOME / "run")
 
 import hypothesis  # noqa: E402 - after the environment is set
