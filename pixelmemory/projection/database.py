@@ -19,7 +19,8 @@ import sqlalchemy as sql
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
 from pixelmemory.paths import absolute_path
 from pixelmemory.projection.connections import connection_string, watch_engine
-from pixelmemory.projection.server import EXHAUSTED_REMEDY, EmbeddedServer, is_exhausted, locked_start
+from pixelmemory.projection.server import EXHAUSTED_REMEDY, EmbeddedServer, is_exhausted
+from pixelmemory.projection.start_lock import locked_start
 from pixelmemory.quiet import ignore_warnings
 
 __all__ = [

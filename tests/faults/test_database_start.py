@@ -36,7 +36,7 @@ from fault_report import LONG_FORM, FaultReport, timed_rounds
 from pixelmemory import ProjectionUnavailableError, StoreError
 from pixelmemory.projection import server as server_module
 from pixelmemory.projection.database import _prepare_home
-from pixelmemory.projection.server import locked_start
+from pixelmemory.projection.start_lock import locked_start
 
 is_root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not is_root, reason="changes users, as root can")
@@ -767,7 +767,7 @@ def test_a_start_that_waits_is_bounded_and_can_be_ended(home: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from pixelmemory.projection.server import locked_start
+        from pixelmemory.projection.start_lock import locked_start
         with locked_start(Path(sys.argv[1]), 10):
             print("held", flush=True)
             sys.stdin.read()

@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "starts are not serialised",
-        "projection/server",
+        "projection/start_lock",
         "        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except BlockingIOError:",
         "        pass\n    except BlockingIOError:",
         (f"{START}starts_at_once[first start-6]", f"{START}a_start_that_waits_is_bounded_and_can_be_ended"),
