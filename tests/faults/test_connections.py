@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from database_tools import wait_until
 from engine_tools import answer_of, open_memory, pixeltable_home, run_script, start_script, vector
 from fault_report import LONG_FORM, FaultReport
 
@@ -85,6 +86,9 @@ def test_connections_are_bounded_under_many_threads(
         for memory in stores:
             memory.add_entry("x", embedding=vector(1))
             memory.flush()
+
+        shared.forget_idle()  # of other tests, which had a higher limit
+        wait_until(lambda: "pixelmemory" not in _sessions(oracle))
 
         def read(number: int) -> None:
             for _ in range(5):
