@@ -627,8 +627,18 @@ class Engine:
     # -- reading
 
     async def read(self, run: Callable[[], T]) -> T:
-        """Run a blocking read on one of the reader threads. It changes nothing: nobody waits for a cancelled one."""
-        return await anyio.to_thread.run_sync(run, limiter=self._readers, abandon_on_cancel=True)
+        """Run a blocking read on one of the reader threads. It changes nothing: nobody waits for a cancelled one.
+
+        Raises:
+            ProjectionUnavailableError: it does not end within ``read_timeout_seconds``.
+        """
+        seconds = self.options.read_timeout_seconds
+        with anyio.move_on_after(seconds):
+            return await anyio.to_thread.run_sync(run, limiter=self._readers, abandon_on_cancel=True)
+        raise ProjectionUnavailableError(
+            f"the read has not ended within {seconds:g} s: the database does not answer (is its server stopped or "
+            "overloaded?), or the table is too large for it; raise Options.read_timeout_seconds"
+        )
 
     async def retry_dead_letters(self) -> int:
         """Apply every dead letter anew; returns how many events were applied.

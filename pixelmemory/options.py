@@ -114,6 +114,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     open_without_tables: bool = False
     #: how long a close waits for the batch that is being applied
     close_timeout_seconds: float = 120.0
+    #: how long one read may take in the database
+    read_timeout_seconds: float = 600.0
     #: threads that read at the same time
     reader_threads_max: int = 4
     #: connections to the database that the reads of all stores of this process have in use at the same time
@@ -182,6 +184,7 @@ _MINIMUM: dict[str, float] = {
     "graph_rows_min": 0,
     "wait_timeout_seconds": 0.0,
     "close_timeout_seconds": 0.0,
+    "read_timeout_seconds": 0.001,
     "connection_idle_seconds": 0.1,
     "database_timeout_seconds": 0.0,
 }

@@ -175,6 +175,44 @@ def test_the_claim_on_a_projection_outlives_a_restart_of_the_server(tmp_path: Pa
     assert answer_of(done) == [False, 2, True]
 
 
+SUSPENDED_SCRIPT = """
+    import json, os, signal, sys
+    from pathlib import Path
+    import psutil
+    from engine_tools import open_memory, vector
+    from pixelmemory import ProjectionUnavailableError
+
+    home, name = sys.argv[1:]
+    memory = open_memory(home, name, read_timeout_seconds=1.0)
+    memory.add_entry("seen", memory_id="seen", embedding=vector(1))
+    assert memory.count() == 1
+    pid_file = Path(os.environ["PIXELTABLE_HOME"]) / "pgdata" / "postmaster.pid"
+    server = psutil.Process(int(pid_file.read_text().splitlines()[0]))
+    suspended = [server, *server.children()]
+    for process in suspended:
+        process.suspend()
+    answers = []
+    try:
+        for read in (memory.count, memory.search, lambda: memory.get_memory("seen"), memory.namespaces):
+            try:
+                answers.append(read())
+            except ProjectionUnavailableError as error:
+                answers.append("has not ended within 1 s" in str(error))
+    finally:
+        for process in suspended:
+            process.resume()
+    memory.flush()
+    print(json.dumps([answers, memory.count()]))
+    memory.close()
+"""
+
+
+def test_a_read_that_the_database_does_not_answer_ends(tmp_path: Path, store_name: str) -> None:
+    with pixeltable_home() as pixeltable:
+        done = run_script(SUSPENDED_SCRIPT, tmp_path, store_name, PIXELTABLE_HOME=str(pixeltable))
+    assert answer_of(done) == [[True] * 4, 1]
+
+
 #: disk full, out of memory, too many connections, I/O error, serialization, lock not available, cancelled, shut down
 INFRASTRUCTURE = ("53100", "53200", "53300", "58030", "40001", "55P03", "57014", "57P01", "XX000", "08006")
 

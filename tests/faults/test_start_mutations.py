@@ -146,6 +146,13 @@ MUTATIONS = (
         (f"{TABLES}a_cancelled_read_ends_though_nothing_answers",),
     ),
     Mutation(
+        "a read waits for the database for ever",
+        "engine",
+        "        with anyio.move_on_after(seconds):\n",
+        "        with anyio.move_on_after(9e9):\n",
+        (f"{DATABASE}a_read_that_the_database_does_not_answer_ends",),
+    ),
+    Mutation(
         "the claim is not taken again",
         "projection/claim",
         "            self._keys = {key for key in self._keys if _try_lock(connection, key)}\n",
