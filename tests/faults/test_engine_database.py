@@ -176,7 +176,7 @@ def test_the_claim_on_a_projection_outlives_a_restart_of_the_server(tmp_path: Pa
 
 
 SUSPENDED_SCRIPT = """
-    import json, os, signal, sys
+    import json, os, signal, sys, threading
     from pathlib import Path
     import psutil
     from engine_tools import open_memory, vector
@@ -189,6 +189,15 @@ SUSPENDED_SCRIPT = """
     pid_file = Path(os.environ["PIXELTABLE_HOME"]) / "pgdata" / "postmaster.pid"
     server = psutil.Process(int(pid_file.read_text().splitlines()[0]))
     suspended = [server, *server.children()]
+
+    def give_up():  # a read that does not end would keep the test, and the server, for ever
+        for process in suspended:
+            process.resume()
+        os._exit(3)
+
+    watchdog = threading.Timer(40, give_up)
+    watchdog.daemon = True
+    watchdog.start()
     for process in suspended:
         process.suspend()
     answers = []
@@ -201,6 +210,7 @@ SUSPENDED_SCRIPT = """
     finally:
         for process in suspended:
             process.resume()
+    watchdog.cancel()
     memory.flush()
     print(json.dumps([answers, memory.count()]))
     memory.close()
