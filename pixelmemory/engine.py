@@ -380,13 +380,15 @@ class Engine:
         """Close the store on a thread, and wait for it; None: as long as it takes, or until this is cancelled."""
         store, errors = self._store, list[BaseException]()
         assert store is not None
+        #: nobody waits any more: an error has nobody to go to but the log
+        unattended = threading.Event()
 
         def close() -> None:
             try:
                 store.close()
             except BaseException as error:
                 errors.append(error)
-                if self._closed.is_set():
+                if unattended.is_set():
                     _logger.exception("the store was not closed cleanly")
             self._over()
 
@@ -395,8 +397,11 @@ class Engine:
             if at_most_seconds is None:
                 await self._closed.wait()
         finally:
-            with anyio.move_on_after(at_most_seconds or CANCELLED_CLOSE_SECONDS, shield=True):
-                await self._closed.wait()
+            try:
+                with anyio.move_on_after(at_most_seconds or CANCELLED_CLOSE_SECONDS, shield=True):
+                    await self._closed.wait()
+            finally:  # asyncio's own cancellation passes the shield
+                unattended.set()
         if errors:
             raise errors[0]
 
