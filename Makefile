@@ -22,7 +22,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reopen it (keeps its data in .demo/)
-	@$(BIN)/python -m pixelmemory.demo
+	@$(BIN)/python examples/demo.py
 
 # each process has a Pixeltable, a database and a model of its own, about 1 GB; 0: all in one, with the fault battery's report
 TEST_PROCESSES ?= 2
@@ -34,7 +34,7 @@ lint: $(VENV)/.stamp-dev ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@for path in tests/*/conftest.py; do $(BIN)/mypy $$path || exit 1; done
+	@for path in tests/*/conftest.py examples/*.py; do $(BIN)/mypy $$path || exit 1; done
 
 format: $(VENV)/.stamp-dev ## let ruff format the code and fix what it can
 	$(BIN)/ruff format .

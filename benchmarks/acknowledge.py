@@ -14,7 +14,7 @@ from benchmarks.place import Place
 from benchmarks.report import Bar, check
 from benchmarks.timing import each_seconds_async, p50, p99, say, ticking
 from pixelmemory import AsyncMemory
-from pixelmemory.events import MemoryAdded, encode_event
+from pixelmemory.memory.events import MemoryAdded, encode_event
 
 #: an event of so many bytes, as the log encodes it
 EVENT_BYTES = 230

@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 
 from benchmarks.timing import each_seconds
-from pixelmemory.events import MemoryAdded, encode_event
+from pixelmemory.memory.events import MemoryAdded, encode_event
 
 __all__ = ["BareFile", "SqliteRows"]
 

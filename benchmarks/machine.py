@@ -84,7 +84,7 @@ def _disk(folder: Path) -> str:
 def _database() -> dict[str, str]:
     import psycopg
 
-    from pixelmemory.projection.database import connection_string, start_pixeltable
+    from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
 
     start_pixeltable(keep_http_server=False)
     with psycopg.connect(connection_string()) as connection:

@@ -16,7 +16,7 @@ from benchmarks.place import Place
 
 def main(name: str, folder: str) -> None:
     started = time.perf_counter()
-    from pixelmemory.projection.database import start_pixeltable
+    from pixelmemory.projection.pixeltable.startup import start_pixeltable
 
     start_pixeltable(keep_http_server=False)
     initialized = time.perf_counter()

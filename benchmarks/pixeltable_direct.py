@@ -14,7 +14,7 @@ import pixeltable as pxt
 from pixeltable.func import Batch
 
 from benchmarks.data import Corpus
-from pixelmemory.projection.database import start_pixeltable
+from pixelmemory.projection.pixeltable.startup import start_pixeltable
 
 __all__ = ["DirectTable", "counted", "embedded_texts"]
 

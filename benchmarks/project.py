@@ -17,7 +17,7 @@ from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_graphs, minilm
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
-from pixelmemory.projection.store_sql import thread_released
+from pixelmemory.projection.pixeltable.internals import thread_released
 
 #: of which ``model.encode`` is given the best
 BATCH_SIZES = (16, 32, 64, 128)

@@ -17,7 +17,7 @@ from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_graphs
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import each_seconds_async, p50, say
 from pixelmemory import AsyncMemory
-from pixelmemory.projection.store_sql import thread_released
+from pixelmemory.projection.pixeltable.internals import thread_released
 
 LIMIT = 10
 READERS = 8

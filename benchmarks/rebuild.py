@@ -67,7 +67,7 @@ class ProjectorClock:
 @contextmanager
 def projector_clock() -> Iterator[ProjectorClock]:
     """A clock for the store that is opened in the block."""
-    from pixelmemory.projection.layout import TableSet
+    from pixelmemory.projection.pixeltable.tables import TableSet
     from pixelmemory.projection.projector import Projector
 
     clock = ProjectorClock()
@@ -90,8 +90,8 @@ def projector_clock() -> Iterator[ProjectorClock]:
 
 async def measure(place: Place) -> Rebuilt:
     from benchmarks import pixeltable_direct
-    from pixelmemory.projection.database import start_pixeltable
-    from pixelmemory.projection.store_sql import thread_released
+    from pixelmemory.projection.pixeltable.internals import thread_released
+    from pixelmemory.projection.pixeltable.startup import start_pixeltable
 
     await anyio.to_thread.run_sync(thread_released()(lambda: start_pixeltable(keep_http_server=False)))
     rows, rounds = place.sized(SIZES)

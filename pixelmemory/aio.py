@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import anyio.lowlevel
 
-from pixelmemory.arguments import (
+from pixelmemory.engine.engine import Engine
+from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
+from pixelmemory.interrupts import uninterrupted
+from pixelmemory.log.file.files import Files
+from pixelmemory.memory.arguments import (
     CheckedSearch,
     check_added,
     check_added_entry,
@@ -22,21 +26,11 @@ from pixelmemory.arguments import (
     check_timeout,
     check_updated,
 )
-from pixelmemory.engine import Engine
-from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
-from pixelmemory.events import MemoryAdded, MemoryDeleted
-from pixelmemory.interrupts import uninterrupted
-from pixelmemory.log import Files
+from pixelmemory.memory.events import MemoryAdded, MemoryDeleted
+from pixelmemory.memory.values import CheckedEntry, check_limit, check_memory_id, check_namespace, new_memory_id
 from pixelmemory.models import Health, MemoryRecord, Stats
-from pixelmemory.opening import OpenStore, check_name
 from pixelmemory.options import Options
-from pixelmemory.values import (
-    CheckedEntry,
-    check_limit,
-    check_memory_id,
-    check_namespace,
-    new_memory_id,
-)
+from pixelmemory.store.opening import OpenStore, check_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -669,7 +663,7 @@ def _id_list(memory_ids: object) -> list[str]:
 
 
 def _run_search(store: OpenStore, wanted: CheckedSearch, vector: np.ndarray | None) -> list[MemoryRecord]:
-    from pixelmemory.query import Search
+    from pixelmemory.projection.query import Search
 
     return store.query.search(
         Search(

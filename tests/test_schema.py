@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, PixelmemoryError, SchemaViolationError
-from pixelmemory.schema import OWN_COLUMNS, PIXELTABLE_NAMES, ColumnKind, Schema, exact_float, parse_schema
+from pixelmemory.memory.schema import OWN_COLUMNS, PIXELTABLE_NAMES, ColumnKind, Schema, exact_float, parse_schema
 
 
 class Colour(enum.StrEnum):
@@ -128,7 +128,7 @@ def test_pixeltable_types() -> None:
 def test_pixeltable_is_not_imported() -> None:
     program = """
 import sys
-from pixelmemory.schema import parse_schema
+from pixelmemory.memory.schema import parse_schema
 parse_schema({"a": int})
 print("pixeltable" in sys.modules)
 """

@@ -22,11 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelmemory import values
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError, PixelmemoryError
-from pixelmemory.options import Options
-from pixelmemory.schema import parse_schema
-from pixelmemory.values import (
+from pixelmemory.memory import values
+from pixelmemory.memory.schema import parse_schema
+from pixelmemory.memory.values import (
     CheckedEntry,
     check_content,
     check_entry,
@@ -42,6 +41,7 @@ from pixelmemory.values import (
     memory_key,
     new_memory_id,
 )
+from pixelmemory.options import Options
 
 OPTIONS = Options()
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -125,9 +125,8 @@ def test_ids_of_threads_are_distinct() -> None:
 
 
 def test_ids_do_not_follow_the_global_random_state() -> None:
-    program = (
-        "import random; random.seed(1); from pixelmemory.values import new_memory_id as n; print(n()[15:], n()[15:])"
-    )
+    program = "import random; random.seed(1); from pixelmemory.memory.values import new_memory_id as new; "
+    program += "print(new()[15:], new()[15:])"
     made = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)]
     assert made[0] != made[1]
     random.seed(1)

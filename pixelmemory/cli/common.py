@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from pixelmemory.doctor.salvage import Damage
 from pixelmemory.errors import StoreError
-from pixelmemory.log.salvage import Damage
 from pixelmemory.options import Options
 from pixelmemory.paths import absolute_path
 

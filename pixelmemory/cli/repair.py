@@ -22,15 +22,16 @@ from pixelmemory.cli.common import (
     progress,
     show,
 )
+from pixelmemory.doctor.inspection import LogInspection, owner_pid
+from pixelmemory.doctor.repair import Repaired, apply_repair
+from pixelmemory.doctor.repair_plan import Cut, RepairPlan, plan_repair
 from pixelmemory.errors import ProjectionUnavailableError, StoreError, StoreLockedError
-from pixelmemory.log import Files, StoreLock
-from pixelmemory.log.inspection import LogInspection, owner_pid
-from pixelmemory.log.repair import Repaired, apply_repair
-from pixelmemory.log.repair_plan import Cut, RepairPlan, plan_repair
-from pixelmemory.log.switch import finish_switch
+from pixelmemory.log.file.files import Files
+from pixelmemory.log.file.switch import finish_switch
+from pixelmemory.store.lock import StoreLock
 
 if TYPE_CHECKING:
-    from pixelmemory.projection.comparison import ProjectionSnapshot
+    from pixelmemory.doctor.comparison import ProjectionSnapshot
 
 __all__ = ["add_repair"]
 
@@ -104,7 +105,7 @@ def _check_path(folder: Path) -> None:
 
 def _open_projection(folder: Path, stack: ExitStack) -> tuple[ProjectionSnapshot | None, str | None]:
     """The tables, if they were made from this log; else why they are not asked."""
-    from pixelmemory.projection.comparison import open_snapshot
+    from pixelmemory.doctor.comparison import open_snapshot
 
     inspection = LogInspection(folder)
     if inspection.tables_id is None or inspection.history_id is None:

@@ -23,16 +23,16 @@ from pixelmemory.cli.common import (
     progress,
     show,
 )
+from pixelmemory.doctor.export import is_placeholder, json_line
+from pixelmemory.doctor.inspection import Batch, Damage, DamageKind, LogInspection, owner_pid
 from pixelmemory.embedding import embedding_label
 from pixelmemory.errors import ProjectionUnavailableError
-from pixelmemory.events import EventRemoved
-from pixelmemory.log import Manifest
-from pixelmemory.log.export import is_placeholder, json_line
-from pixelmemory.log.inspection import Batch, Damage, DamageKind, LogInspection, owner_pid
-from pixelmemory.log.record import FrameKind
+from pixelmemory.log.file.frame import FrameKind
+from pixelmemory.memory.events import EventRemoved
+from pixelmemory.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pixelmemory.projection.comparison import Comparison, Fold, ProjectionSnapshot, RowFinding
+    from pixelmemory.doctor.comparison import Comparison, Fold, ProjectionSnapshot, RowFinding
 
 __all__ = ["add_verify"]
 
@@ -305,7 +305,7 @@ def verify_store(folder: Path, *, log_only: bool) -> Report:
 
 def _open_projection(folder: Path, stack: ExitStack) -> tuple[ProjectionSnapshot | None, str | None]:
     """The tables as they are now, or why they cannot be read."""
-    from pixelmemory.projection.comparison import open_snapshot
+    from pixelmemory.doctor.comparison import open_snapshot
 
     inspection = LogInspection(folder)
     if inspection.tables_id is None or inspection.history_id is None:
@@ -361,7 +361,7 @@ def _model(manifest: Manifest | None) -> str | None:
 
 
 def _prepare_fold(report: Report, inspection: LogInspection, snapshot: ProjectionSnapshot) -> Fold | None:
-    from pixelmemory.projection.comparison import Fold
+    from pixelmemory.doctor.comparison import Fold
 
     manifest = inspection.manifest
     if snapshot.state_id != str(inspection.history_id):

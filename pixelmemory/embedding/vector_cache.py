@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelmemory.process import never_collect
+from pixelmemory.forks import never_collect
 
 __all__ = ["VectorCache"]
 

@@ -14,5 +14,5 @@ In the order that data flows::
     read_sql     reads by SQL; public_api: the same reads through Pixeltable's API alone
     store_sql    every internal of Pixeltable that the above use
 
-Only this package and :mod:`pixelmemory.query` import Pixeltable, and none of it is imported before a store is opened.
+Pixeltable is imported in this package alone, and nothing of it before a store is opened.
 """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pixelmemory.errors import ProjectionMismatchError
+from pixelmemory.memory.schema import Schema, fields_fingerprint
 from pixelmemory.options import Layout
-from pixelmemory.projection.layout import ProjectionState
-from pixelmemory.schema import Schema, fields_fingerprint
+from pixelmemory.projection.pixeltable.tables import ProjectionState
 
 __all__ = ["find_mismatch"]
 

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pixelmemory.errors import ProjectionUnavailableError
-from pixelmemory.log import Erasure
 from pixelmemory.projection.stats import ProjectorStats
+from pixelmemory.store.manifest import Erasure
 
 __all__ = ["MissingProjection"]
 

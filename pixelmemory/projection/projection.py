@@ -15,23 +15,25 @@ from pixelmemory.errors import (
     PixelmemoryError,
     ProjectionUnavailableError,
 )
-from pixelmemory.log import Erasure, Log
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.memory.schema import Schema
 from pixelmemory.options import Options
-from pixelmemory.projection import embed, store_sql
-from pixelmemory.projection.apply import DeadLetter, TableWriter
-from pixelmemory.projection.claim import Claim
-from pixelmemory.projection.database import first_line, revive_server
+from pixelmemory.projection import embed
+from pixelmemory.projection.batches import EmbedTexts, TruncatedTexts
+from pixelmemory.projection.contract import ReadBackend
 from pixelmemory.projection.embed import VectorSource
-from pixelmemory.projection.graph import GraphKeeper
-from pixelmemory.projection.layout import ProjectionState, TableSet, find_folder, folder_name
 from pixelmemory.projection.mismatch import find_mismatch
-from pixelmemory.projection.preparation import EmbedTexts, TruncatedTexts
+from pixelmemory.projection.pixeltable import internals
+from pixelmemory.projection.pixeltable.claim import Claim
+from pixelmemory.projection.pixeltable.public_api import PublicReads
+from pixelmemory.projection.pixeltable.purge import purge, require_sql, scrub
+from pixelmemory.projection.pixeltable.startup import first_line, revive_server
+from pixelmemory.projection.pixeltable.tables import ProjectionState, TableSet, find_folder, folder_name
+from pixelmemory.projection.pixeltable.writer import DeadLetter, TableWriter
 from pixelmemory.projection.projector import Projector
-from pixelmemory.projection.public_api import PublicReads
-from pixelmemory.projection.purge import purge, require_sql, scrub
-from pixelmemory.projection.read_sql import SqlReads
-from pixelmemory.projection.reads import ReadBackend
-from pixelmemory.schema import Schema
+from pixelmemory.projection.sql.hnsw import GraphKeeper
+from pixelmemory.projection.sql.reads import SqlReads
+from pixelmemory.store.manifest import Erasure
 
 __all__ = ["Projection"]
 
@@ -41,7 +43,7 @@ _logger = logging.getLogger("pixelmemory.projection")
 class Projection:
     """The tables of one store, the projector that writes them and the backend that reads them.
 
-    Made by :meth:`open` on a worker thread, after :func:`pixelmemory.projection.database.start_pixeltable`.
+    Made by :meth:`open` on a worker thread, after :func:`pixelmemory.projection.pixeltable.startup.start_pixeltable`.
 
     Attributes:
         tables: which tables there are.
@@ -66,7 +68,7 @@ class Projection:
         self._graphs = graphs
 
     @classmethod
-    @store_sql.thread_released()
+    @internals.thread_released()
     def open(
         cls,
         name: str,

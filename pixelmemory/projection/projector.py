@@ -23,18 +23,18 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreLockedError
-from pixelmemory.events import MemoryAdded, MemoryUpdated
-from pixelmemory.log import Log
-from pixelmemory.log.files import fault_point
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.files import fault_point
+from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.options import Options, SyncMode
-from pixelmemory.projection import store_sql
-from pixelmemory.projection.apply import DeadLetter, TableWriter, letters_of
-from pixelmemory.projection.database import first_line, is_infrastructure_error, is_missing_table
-from pixelmemory.projection.fold import Change
-from pixelmemory.projection.graph import GraphKeeper
-from pixelmemory.projection.layout import TableSet
-from pixelmemory.projection.poison import apply_what_can_be
-from pixelmemory.projection.preparation import Batch, EmbedTexts, Preparer, TruncatedTexts
+from pixelmemory.projection.batches import Batch, EmbedTexts, Preparer, TruncatedTexts
+from pixelmemory.projection.changes import Change
+from pixelmemory.projection.dead_letters import apply_what_can_be
+from pixelmemory.projection.pixeltable import internals
+from pixelmemory.projection.pixeltable.startup import first_line, is_infrastructure_error, is_missing_table
+from pixelmemory.projection.pixeltable.tables import TableSet
+from pixelmemory.projection.pixeltable.writer import DeadLetter, TableWriter, letters_of
+from pixelmemory.projection.sql.hnsw import GraphKeeper
 from pixelmemory.projection.stats import ProjectorStats
 
 __all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
@@ -217,7 +217,7 @@ class Projector:
 
     # -- both threads
 
-    @store_sql.thread_released()
+    @internals.thread_released()
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
             run()

@@ -13,8 +13,9 @@ import pytest
 
 from pixelmemory import Options
 from pixelmemory.cli import main
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
-from pixelmemory.log import Log, Manifest
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
+from pixelmemory.store.manifest import Manifest
 
 STORE_ID = uuid.UUID("0192f0c8-7a3e-7cc2-98ab-1d2e3f405162")
 SEGMENT_BYTES = 4096

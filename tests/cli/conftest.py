@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_tools import Program, make_log, sample
 
-from pixelmemory.events import Event
+from pixelmemory.memory.events import Event
 
 EVENTS = 60
 

@@ -11,7 +11,7 @@ from zlib import crc32
 import msgspec
 from cli_tools import flip, frames, make_log, sample, segments
 
-from pixelmemory.log import Manifest
+from pixelmemory.store.manifest import Manifest
 
 
 def delete(number: int) -> Callable[[Path], None]:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from cli_tools import Program, append, flip, frames, make_log, open_log, segments
 
-from pixelmemory.events import Event, EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
+from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
 
 
 def lsns(out: str) -> list[int]:

@@ -14,11 +14,11 @@ import pytest
 from cli_tools import Program, append, contents, flip, frames, logged, make_log, open_log, sample, segments
 from mishaps import MISHAPS, delete, later_manifest, later_version
 
-from pixelmemory.events import Event, EventRemoved, MemoryAdded
-from pixelmemory.log import Files, StoreLock
-from pixelmemory.log.files import Buffer
-from pixelmemory.log.repair import apply_repair
-from pixelmemory.log.repair_plan import plan_repair
+from pixelmemory.doctor.repair import apply_repair
+from pixelmemory.doctor.repair_plan import plan_repair
+from pixelmemory.log.file.files import Buffer, Files
+from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
+from pixelmemory.store.lock import StoreLock
 
 
 def is_lost(event: Event) -> bool:

@@ -20,7 +20,7 @@ from cli_tools import Program, flip, frames, segments
 from engine_tools import tables_path, with_pixeltable
 
 from pixelmemory import Layout, Memory
-from pixelmemory.log import Manifest
+from pixelmemory.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from conftest import OpenMemory
@@ -149,9 +149,9 @@ def test_dead_letters(program: Program, open_memory: OpenMemory, store_name: str
         memory.flush()
 
         def refuse() -> None:
-            from pixelmemory.projection.database import connection_string
-            from pixelmemory.projection.layout import table_name
-            from pixelmemory.projection.store_sql import resolve
+            from pixelmemory.projection.pixeltable.internals import resolve
+            from pixelmemory.projection.pixeltable.startup import connection_string
+            from pixelmemory.projection.pixeltable.tables import table_name
 
             physical = resolve(pxt.get_table(f"{tables_path(store_name)}/{table_name('default_namespace')}"))
             column = physical.columns["content"]

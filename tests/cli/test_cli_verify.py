@@ -27,9 +27,10 @@ from cli_tools import (
 from mishaps import MISHAPS, later_manifest, later_version
 
 from pixelmemory import LogCorruptError, Options
-from pixelmemory.events import Event, MemoryAdded
-from pixelmemory.log import Log, Manifest
-from pixelmemory.log.record import FrameKind, build_frame, encode_records
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.frame import FrameKind, build_frame, encode_records
+from pixelmemory.memory.events import Event, MemoryAdded
+from pixelmemory.store.manifest import Manifest
 
 
 def verify(program: Program, store: Path) -> tuple[int, dict[str, object]]:
@@ -73,7 +74,7 @@ def test_a_clean_store(program: Program, store: Path, events: list[Event]) -> No
 
 
 def test_a_store_that_is_open(program: Program, store: Path, events: list[Event]) -> None:
-    from pixelmemory.log import StoreLock
+    from pixelmemory.store.lock import StoreLock
 
     lock = StoreLock.acquire(store / "LOCK")
     try:

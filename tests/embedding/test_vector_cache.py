@@ -277,7 +277,7 @@ def test_threads_share_one_cache(cache: VectorCache) -> None:
 
 def test_a_cache_whose_folder_was_replaced_touches_nothing_there(tmp_path: Path) -> None:
     """SQLite goes by paths: another store in the place of this one, with a cache of the same model, is left alone."""
-    from pixelmemory.log import StoreLock
+    from pixelmemory.store.lock import StoreLock
 
     ours, theirs, away = tmp_path / "store", tmp_path / "other", tmp_path / "away"
     ours.mkdir()

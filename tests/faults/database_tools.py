@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from pixelmemory.projection.server import EmbeddedServer
+from pixelmemory.projection.pixeltable.server import EmbeddedServer
 
 __all__ = [
     "NOBODY",

@@ -239,7 +239,7 @@ class _Script:
 
 def _child(life: Life) -> None:
     signal.alarm(HANG_SECONDS)  # a hang shows as SIGALRM
-    from pixelmemory.log import set_fault_hook
+    from pixelmemory.log.file.files import set_fault_hook
 
     hits: Counter[str] = Counter()
 
@@ -287,7 +287,7 @@ def _main() -> None:
     import pixeltable  # noqa: F401
 
     import pixelmemory.projection.projection
-    import pixelmemory.query  # noqa: F401
+    import pixelmemory.projection.query  # noqa: F401
 
     for line in sys.stdin:
         life = msgspec.json.decode(line, type=Life)

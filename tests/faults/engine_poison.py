@@ -17,8 +17,8 @@ def _execute(store: str, namespace: str, *statements: str) -> None:
     def run() -> None:
         import pixeltable as pxt
 
-        from pixelmemory.projection.database import connection_string
-        from pixelmemory.projection.store_sql import resolve
+        from pixelmemory.projection.pixeltable.internals import resolve
+        from pixelmemory.projection.pixeltable.startup import connection_string
 
         folder = tables_path(store)
         registry = pxt.get_table(f"{folder}/registry")

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from simulated_disk import SECTOR_BYTES, DiskFiles
 
-from pixelmemory.log.files import Buffer, Files
+from pixelmemory.log.file.files import Buffer, Files
 
 __all__ = ["OPERATIONS", "Fault", "FaultyFiles"]
 

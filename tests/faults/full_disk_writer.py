@@ -16,7 +16,7 @@ from log_harness import Book, Store, read_all
 from log_writer import say
 
 from pixelmemory.errors import LogError, LogWriteError, ManifestError
-from pixelmemory.log import Files
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
 
 OPTIONS = Options(segment_bytes_max=32768, tail_bytes_max=0)

@@ -13,8 +13,9 @@ from pathlib import Path
 from log_harness import Book, Store, read_all
 
 from pixelmemory.errors import LogWriteError
-from pixelmemory.log import Files, StoreLock
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
+from pixelmemory.store.lock import StoreLock
 
 __all__ = ["MOVED", "MOVES", "append_until_refused", "contents", "held_store", "make_store", "put_back"]
 

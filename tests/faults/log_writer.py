@@ -20,8 +20,12 @@ import msgspec
 from log_harness import make_events
 
 from pixelmemory.errors import LogError, ManifestError, StoreLockedError
-from pixelmemory.log import Append, Log, Manifest, StoreLock, renewal
+from pixelmemory.log.file import recovery as renewal
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
 from pixelmemory.options import Options, SyncMode
+from pixelmemory.store.lock import StoreLock
+from pixelmemory.store.manifest import Manifest
 
 #: appends that wait for their outcome at a time
 OUTSTANDING_MAX = 8

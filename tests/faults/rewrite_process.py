@@ -17,8 +17,12 @@ import msgspec
 from log_writer import say
 from rewrite_tools import Entry, erase
 
-from pixelmemory.log import Append, Log, Manifest, StoreLock, files
+from pixelmemory.log.file import files
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
 from pixelmemory.options import Options
+from pixelmemory.store.lock import StoreLock
+from pixelmemory.store.manifest import Manifest
 
 REWRITES = 40
 

@@ -13,8 +13,11 @@ from fault_report import Verdict
 from independent_reader import DiskEvent, DiskLog
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, StoreClosedError
-from pixelmemory.events import Event, EventRemoved, MemoryAdded
-from pixelmemory.log import Append, Files, Log, StoredEvent
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.files import Files
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.options import Options
 
 __all__ = ["CANARY", "REMOVED_AT_US", "STORE_ID", "Ledger", "Life", "erase", "folders_of"]

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from threading import RLock
 from typing import TypeAlias
 
-from pixelmemory.log.files import Buffer, Files
+from pixelmemory.log.file.files import Buffer, Files
 
 __all__ = ["DiskFiles", "SimulatedDisk"]
 

@@ -16,7 +16,7 @@ from engine_tools import answer_of, open_memory, pixeltable_home, run_script, st
 from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import ProjectionUnavailableError
-from pixelmemory.projection.connections import ReadConnections, connection_string, shared
+from pixelmemory.projection.sql.session import ReadConnections, connection_string, shared
 
 #: stores in one process, and processes on one Pixeltable; each of either costs its time
 STORES, PROCESSES = (100, 20) if LONG_FORM else (20, 2)
@@ -163,7 +163,7 @@ EXHAUSTED = """
     memory = open_memory(home, name, wait_timeout_seconds=2.0, **few)
     memory.add_entry("before", embedding=vector(1))
     assert memory.count() == 1
-    from pixelmemory.projection.connections import connection_string, shared
+    from pixelmemory.projection.sql.session import connection_string, shared
     taken = []
     def take_all():
         while True:

@@ -35,9 +35,9 @@ from engine_tools import answer_of, pixeltable_home, run_script, script_environm
 from fault_report import LONG_FORM, FaultReport, timed_rounds
 
 from pixelmemory import ProjectionUnavailableError, StoreError
-from pixelmemory.projection import server as server_module
-from pixelmemory.projection.database import _prepare_home
-from pixelmemory.projection.start_lock import locked_start
+from pixelmemory.projection.pixeltable import server as server_module
+from pixelmemory.projection.pixeltable.start_lock import locked_start
+from pixelmemory.projection.pixeltable.startup import _prepare_home
 
 is_root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not is_root, reason="changes users, as root can")
@@ -536,7 +536,7 @@ def test_a_home_that_cannot_be_is_named(tmp_path: Path, unset: pytest.MonkeyPatc
 READ_ONLY = """
     import json, os, sys
     from pixelmemory import StoreError
-    from pixelmemory.projection.database import _prepare_home
+    from pixelmemory.projection.pixeltable.startup import _prepare_home
     if os.geteuid() == 0:
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
     answers = []
@@ -778,7 +778,7 @@ def test_a_start_that_waits_is_bounded_and_can_be_ended(home: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from pixelmemory.projection.start_lock import locked_start
+        from pixelmemory.projection.pixeltable.start_lock import locked_start
         with locked_start(Path(sys.argv[1]), 10):
             print("held", flush=True)
             sys.stdin.read()

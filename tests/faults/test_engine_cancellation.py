@@ -21,7 +21,7 @@ from engine_tools import async_memory, vector
 from fault_report import FaultReport, Verdict, timed_rounds
 
 from pixelmemory import AsyncMemory, MemoryExistsError
-from pixelmemory.log import Files
+from pixelmemory.log.file.files import Files
 
 TASKS = 40
 #: tests of the row cancel_storm, each event loop's counted

@@ -25,11 +25,12 @@ from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
 from pixelmemory.cli import main
-from pixelmemory.log import FAULT_POINTS, Erasure, Manifest, set_fault_hook
-from pixelmemory.maintenance import MAINTENANCE_FAULT_POINTS
-from pixelmemory.projection.database import connection_string
-from pixelmemory.projection.purge import PURGE_FAULT_POINTS
-from pixelmemory.values import memory_key
+from pixelmemory.log.file.files import FAULT_POINTS, set_fault_hook
+from pixelmemory.memory.values import memory_key
+from pixelmemory.projection.pixeltable.purge import PURGE_FAULT_POINTS
+from pixelmemory.projection.pixeltable.startup import connection_string
+from pixelmemory.store.maintenance import MAINTENANCE_FAULT_POINTS
+from pixelmemory.store.manifest import Erasure, Manifest
 
 if TYPE_CHECKING:
     from conftest import OpenMemory

@@ -36,7 +36,7 @@ FORKS = """
     memory = open_memory(home, name, connection_idle_seconds=600.0)
     acknowledged = memory.add_entries([{"content": str(n), "embedding": vector(n)} for n in range(50)])
     memory.flush()
-    from pixelmemory.projection.connections import connection_string
+    from pixelmemory.projection.sql.session import connection_string
     admin = psycopg.connect(connection_string(), autocommit=True, application_name="oracle")
 
     def sessions():
@@ -221,7 +221,7 @@ def test_a_child_that_outlives_a_killed_parent_keeps_nothing(
 
 IDS = """
     import json, multiprocessing, os, sys, time
-    import pixelmemory, pixelmemory.values
+    import pixelmemory, pixelmemory.memory.values
     from engine_tools import open_memory, vector
     home, name = sys.argv[1:]
 

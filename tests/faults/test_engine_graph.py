@@ -8,8 +8,8 @@ import psycopg
 from engine_tools import open_memory, vector
 
 from pixelmemory import Memory
-from pixelmemory.projection.database import connection_string
-from pixelmemory.projection.graph import GraphKeeper
+from pixelmemory.projection.pixeltable.startup import connection_string
+from pixelmemory.projection.sql.hnsw import GraphKeeper
 
 
 def _keeper(memory: Memory) -> GraphKeeper:

@@ -22,7 +22,7 @@ from pixelmemory import (
     SyncMode,
     UnknownOutcomeError,
 )
-from pixelmemory.log import Files
+from pixelmemory.log.file.files import Files
 
 
 class _FailingFiles(Files):

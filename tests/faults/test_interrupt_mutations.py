@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an open that is interrupted is not abandoned",
-        "engine",
+        "engine/engine",
         "            with self._lock:\n                self._abandoned = True\n",
         "            with self._lock:\n                self._abandoned = False\n",
         (OBSTACLES,),

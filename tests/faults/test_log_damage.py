@@ -21,7 +21,7 @@ from log_harness import STORE, Book, Recovered, Store, disk_log, read_all, recov
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogCorruptError, LogError, ManifestError
-from pixelmemory.log import Log
+from pixelmemory.log.file.file_log import Log
 from pixelmemory.options import Options, SyncMode
 
 LOG = STORE / "log"

@@ -17,7 +17,8 @@ from log_harness import STORE, Book, Store, judge, read_all, recovered
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, LogWriteError, ManifestError, UnknownOutcomeError
-from pixelmemory.log import Files, renewal
+from pixelmemory.log.file import recovery as renewal
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options, SyncMode
 
 #: events of each append; they fill several segments of 4 KiB

@@ -14,8 +14,9 @@ from independent_reader import read_folder
 from log_harness import Book, Store, read_all, recovered
 from writer_process import WriterProcess, judge_folder
 
-from pixelmemory.log import FAULT_POINTS, Files, StoreLock
+from pixelmemory.log.file.files import FAULT_POINTS, Files
 from pixelmemory.options import Options
+from pixelmemory.store.lock import StoreLock
 
 KILLS_PER_STORE = 5
 

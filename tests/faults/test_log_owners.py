@@ -15,7 +15,7 @@ from log_harness import Book
 from writer_process import HERE, WriterProcess, judge_folder
 
 from pixelmemory.errors import StoreLockedError
-from pixelmemory.log import StoreLock
+from pixelmemory.store.lock import StoreLock
 
 OPENERS = 4
 

@@ -12,7 +12,8 @@ from log_harness import STORE, Book, Store, disk_log, judge, read_all, recovered
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, ManifestError
-from pixelmemory.log import Files, renewal
+from pixelmemory.log.file import recovery as renewal
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options, SyncMode
 
 

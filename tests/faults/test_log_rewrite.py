@@ -24,9 +24,10 @@ from rewrite_tools import CANARY, STORE_ID, Ledger, Life, erase, folders_of
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, UnknownOutcomeError
-from pixelmemory.log import FAULT_POINTS, Files, renewal, set_fault_hook
-from pixelmemory.log.manifest import Manifest
+from pixelmemory.log.file import recovery as renewal
+from pixelmemory.log.file.files import FAULT_POINTS, Files, set_fault_hook
 from pixelmemory.options import Options
+from pixelmemory.store.manifest import Manifest
 
 HERE = Path(__file__).parent
 OPTIONS = Options(segment_bytes_max=4096, tail_bytes_max=0)

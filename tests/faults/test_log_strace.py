@@ -16,7 +16,7 @@ from fault_report import LONG_FORM, FaultReport
 from log_harness import Book, Store
 from writer_process import WriterProcess, judge_folder
 
-from pixelmemory.log import Files
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
 
 CALLS = "openat,close,pwrite64,ftruncate,fdatasync,fsync,rename,renameat,unlink"

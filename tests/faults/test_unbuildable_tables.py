@@ -18,7 +18,7 @@ from engine_tools import answer_of, async_memory, open_memory, pixeltable_home, 
 from fault_report import LONG_FORM, FaultReport, Verdict
 
 from pixelmemory import ProjectionUnavailableError, WaitTimeoutError
-from pixelmemory.log import set_fault_hook
+from pixelmemory.log.file.files import set_fault_hook
 
 #: against the minute or more of a wait that has no end; not a measurement
 SOON_SECONDS = 20.0

@@ -20,7 +20,7 @@ MUTATIONS = (
     # -- vectors on their way into the tables and into queries
     Mutation(
         "a vector of the caller's is not scaled",
-        "projection/preparation",
+        "projection/batches",
         "vectors[key] = scaled(own)",
         "vectors[key] = own",
         (HALF_SCORES,),
@@ -34,7 +34,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a vector of the model's is not scaled",
-        "projection/preparation",
+        "projection/batches",
         "zip(texts, scaled(vectors), strict=True)",
         "zip(texts, vectors, strict=True)",
         (FUNCTIONS,),
@@ -48,7 +48,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the vector of a query is not scaled",
-        "projection/read_sql",
+        "projection/sql/reads",
         "_Vector(scaled(search.vector))",
         "_Vector(search.vector)",
         (HALF_SCORES,),
@@ -77,28 +77,28 @@ MUTATIONS = (
     # -- what has no direction
     Mutation(
         "a vector without a direction goes into the table",
-        "projection/preparation",
+        "projection/batches",
         "                if has_direction(own):\n",
         "                if True:\n",
         (f"{SCALE}vectors_without_a_direction_in_a_log_are_one_dead_letter_each[3-sql]",),
     ),
     Mutation(
         "a score of the database's is NaN",
-        "projection/read_sql",
+        "projection/sql/reads",
         " AND distance <> 'NaN'",
         "",
         (f"{SCALE}a_score_is_never_nan[3-sql]",),
     ),
     Mutation(
         "a score of the public interface's is NaN",
-        "projection/public_api",
+        "projection/pixeltable/public_api",
         "    if not (has_direction(left) and has_direction(right)):\n",
         "    if False:\n",
         (f"{SCALE}a_score_is_never_nan[3-public API]",),
     ),
     Mutation(
         "a vector that float32 turns is accepted",
-        "values",
+        "memory/values",
         "if largest < _FLOAT32_NORMAL_MIN and not",
         "if False and not",
         (f"{SCALE}what_has_no_direction_is_refused_before_the_log[3]",),
@@ -106,21 +106,21 @@ MUTATIONS = (
     # -- filters
     Mutation(
         "operators without their dollar are an object",
-        "filters",
+        "memory/filters",
         "if reason := mistaken_value(literal):",
         "if (reason := mistaken_value(literal)) and False:",
         (f"{PARSING}what_cannot_be_meant_is_an_error_that_says_what_is",),
     ),
     Mutation(
         "OR without its dollar is a field",
-        "filters",
+        "memory/filters",
         "elif reason := mistaken_key(key, operand):",
         "elif (reason := mistaken_key(key, operand)) and False:",
         (f"{PARSING}what_cannot_be_meant_is_an_error_that_says_what_is",),
     ),
     Mutation(
         "an object with one such key among others is refused",
-        "filter_mistakes",
+        "memory/filter_mistakes",
         "if all(word in _MEANT for word in words.values()):",
         "if any(word in _MEANT for word in words.values()):",
         (f"{PARSING}objects_that_are_no_operators_can_be_asked_for",),
@@ -142,21 +142,21 @@ MUTATIONS = (
     ),
     Mutation(
         "texts that are cut are not counted",
-        "projection/preparation",
+        "projection/batches",
         "                self._count_truncated(texts)\n",
         "",
         (f"{TRUNCATION}they_are_counted_whoever_makes_the_vector",),
     ),
     Mutation(
         "the listing ends after a page",
-        "projection/read_sql",
+        "projection/sql/reads",
         "while rows := cursor.fetchmany(PAGE_ROWS):",
         "if rows := cursor.fetchmany(PAGE_ROWS):",
         (f"{TRUNCATION}more_than_a_page_of_them[sql]",),
     ),
     Mutation(
         "the listing is not of its namespace alone",
-        "projection/read_sql",
+        "projection/sql/reads",
         "        where, parameters = self._scope(physical, namespace)\n        content = physical",
         "        where, parameters = LIVE, dict[str, Any]()\n        content = physical",
         (f"{TRUNCATION}they_are_listed_newest_first[Layout.SHARED-sql]",),

@@ -9,9 +9,9 @@ import msgspec
 import psycopg
 import pytest
 
-from pixelmemory.filters import parse_filter
+from pixelmemory.memory.filters import parse_filter
 from pixelmemory.options import Options
-from pixelmemory.projection.filter_sql import compile_filter
+from pixelmemory.projection.sql.filters import compile_filter
 
 SqlMatches = Callable[[Any, Sequence[Any]], list[bool]]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pixelmemory.filters import matches, parse_filter
+from pixelmemory.memory.filters import matches, parse_filter
 from pixelmemory.options import Options
 
 # (what is said, the filter, metadata that satisfies it, metadata that does not)
@@ -199,7 +199,7 @@ def test_no_filter_matches_all() -> None:
 
 
 def test_null_metadata_is_as_good_as_empty(connection: Any) -> None:
-    from pixelmemory.projection.filter_sql import compile_filter
+    from pixelmemory.projection.sql.filters import compile_filter
 
     for value, expected in [({"a": {"$ne": 1}}, True), ({"a": {"$exists": False}}, True), ({"a": {"$gt": 1}}, False)]:
         tree = parse_filter(value, Options())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelmemory.errors import InvalidFilterError
-from pixelmemory.filters import And, Condition, Filter, Not, Operator, Or, matches, parse_filter
+from pixelmemory.memory.filters import And, Condition, Filter, Not, Operator, Or, matches, parse_filter
 from pixelmemory.options import Options
 
 

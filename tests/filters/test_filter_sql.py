@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelmemory.errors import SchemaViolationError
-from pixelmemory.filters import matches, parse_filter
+from pixelmemory.memory.filters import matches, parse_filter
+from pixelmemory.memory.schema import ColumnKind, parse_schema
+from pixelmemory.memory.values import decode_metadata, encode_metadata
 from pixelmemory.options import Options
-from pixelmemory.projection.filter_sql import compile_filter, typed_index
-from pixelmemory.schema import ColumnKind, parse_schema
-from pixelmemory.values import decode_metadata, encode_metadata
+from pixelmemory.projection.sql.filters import compile_filter, typed_index
 
 OPTIONS = Options()
 checked = hypothesis.settings(

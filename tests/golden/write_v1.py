@@ -21,8 +21,10 @@ from typing import Any
 import msgspec
 
 from pixelmemory import Options
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
-from pixelmemory.log import Append, Log, Manifest
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
+from pixelmemory.store.manifest import Manifest
 
 STORE_ID = uuid.UUID("0192f0c8-7a3e-7cc2-98ab-1d2e3f405162")
 

@@ -17,8 +17,11 @@ from pathlib import Path
 from write_v1 import STORE_ID, calls, plain
 
 from pixelmemory import Options
-from pixelmemory.events import Event, EventRemoved, MemoryAdded
-from pixelmemory.log import Append, Log, Manifest, StoredEvent
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
+from pixelmemory.store.manifest import Manifest
 
 REASONS = ("erased", "compacted", "lost")
 

@@ -80,8 +80,7 @@ def test_missing_parents_are_made_for_the_owner_alone(tmp_path: Path, store_name
 
 
 def test_openers_that_make_the_same_parents_at_once_all_succeed(tmp_path: Path) -> None:
-    from pixelmemory.log import Files
-    from pixelmemory.log.files import ensure_folder
+    from pixelmemory.log.file.files import Files, ensure_folder
 
     class Late(Files):
         """Another process makes each folder just before us."""
@@ -207,7 +206,7 @@ def test_a_home_below_a_folder_that_is_read_only() -> None:
 import importlib.metadata  # imported late otherwise, from a folder that the other account may not enter
 import os, sys
 from pixelmemory import Options, StoreError
-from pixelmemory.opening import open_store
+from pixelmemory.store.opening import open_store
 if os.getuid() == 0:
     os.setuid(65534)
 try:

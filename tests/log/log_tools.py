@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pixelmemory import Options
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
-from pixelmemory.log import Append, Files, Log, StoredEvent
-from pixelmemory.log.files import Buffer
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.files import Buffer, Files
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
 
 STORE_ID = uuid.UUID("0192f0c8-7a3e-7cc2-98ab-1d2e3f405162")
 WAIT_SECONDS = 30.0

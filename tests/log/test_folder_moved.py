@@ -15,8 +15,12 @@ import pytest
 from log_tools import STORE_ID, WAIT_SECONDS, OpenLog, added, opened, plain, read_all
 
 from pixelmemory import LogWriteError, ManifestError, StoreError
-from pixelmemory.events import Event
-from pixelmemory.log import Files, FolderMovedError, Manifest, StoredEvent, StoreLock, writer
+from pixelmemory.log.file import group_commit as writer
+from pixelmemory.log.file.files import Files
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.memory.events import Event
+from pixelmemory.store.lock import FolderMovedError, StoreLock
+from pixelmemory.store.manifest import Manifest
 
 EVENTS = [added(number, "x" * 1000) for number in range(12)]
 #: what another store holds; none of it may ever be given out

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 from log_tools import STORE_ID, added, opened, plain, read_all
 
-from pixelmemory.events import EVENT_TYPES, Event, decode_event
-from pixelmemory.log import Finding, Manifest, StoredEvent, scan
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.file.scan import Finding, scan
+from pixelmemory.memory.events import EVENT_TYPES, Event, decode_event
+from pixelmemory.store.manifest import Manifest
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 VERSIONS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.name.startswith("v") and folder.is_dir())

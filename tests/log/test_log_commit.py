@@ -23,7 +23,8 @@ from log_tools import (
 )
 
 from pixelmemory import InvalidArgumentError, LimitExceededError, Options, StoreClosedError, WrongThreadError
-from pixelmemory.log import Append, Log
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
 from pixelmemory.options import SyncMode
 
 
@@ -332,7 +333,7 @@ def test_a_child_of_a_fork_gets_an_error_and_cannot_close_the_parents_log(tmp_pa
 import os, sys, uuid
 from pathlib import Path
 from pixelmemory import Options, StoreForkedError
-from pixelmemory.events import MemoryDeleted
+from pixelmemory.memory.events import MemoryDeleted
 from pixelmemory.log import Log
 
 log = Log.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=1, options=Options(), on_commit=lambda a: None)

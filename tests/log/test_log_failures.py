@@ -14,10 +14,11 @@ import pytest
 from log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plain, read_all, sample_events
 
 from pixelmemory import LogPoisonedError, LogWriteError, UnknownOutcomeError
-from pixelmemory.events import Event
-from pixelmemory.log import FAULT_POINTS, Files, Manifest, StoredEvent, set_fault_hook
-from pixelmemory.log.files import Buffer
+from pixelmemory.log.file.files import FAULT_POINTS, Buffer, Files, set_fault_hook
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.memory.events import Event
 from pixelmemory.options import SyncMode
+from pixelmemory.store.manifest import Manifest
 
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")
 EIO = OSError(errno.EIO, "Input/output error")
@@ -252,7 +253,7 @@ def test_a_file_size_limit_is_a_definite_error_and_reads_go_on(tmp_path: Path) -
 import resource, signal, sys, threading, uuid
 from pathlib import Path
 from pixelmemory import LogWriteError, Options
-from pixelmemory.events import MemoryDeleted
+from pixelmemory.memory.events import MemoryDeleted
 from pixelmemory.log import Log
 
 done, last = threading.Semaphore(0), []
@@ -317,7 +318,7 @@ KILLED = """
 import sys, uuid
 from pathlib import Path
 from pixelmemory import Options
-from pixelmemory.events import MemoryAdded
+from pixelmemory.memory.events import MemoryAdded
 from pixelmemory.log import Log, Manifest
 
 folder = Path(sys.argv[1])

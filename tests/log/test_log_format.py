@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_tools import STORE_ID, added
 
-import pixelmemory.log
+import pixelmemory.log.file
 from pixelmemory import LogCorruptError, UnknownEventError
-from pixelmemory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
-from pixelmemory.log.record import (
+from pixelmemory.log.file.frame import (
     FRAME_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Frame,
@@ -26,7 +25,7 @@ from pixelmemory.log.record import (
     parse_frame_header,
     type_code,
 )
-from pixelmemory.log.segment import (
+from pixelmemory.log.file.segment import (
     SEGMENT_HEADER_BYTES,
     SegmentHeader,
     new_header,
@@ -34,6 +33,7 @@ from pixelmemory.log.segment import (
     parse_header,
     segment_name,
 )
+from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
 
 PATH = Path("00000000000000000001.log")
 SALT = 0x0123456789ABCDEF
@@ -75,7 +75,7 @@ def body_of(events: list[Event], event_ids: bytes, logged_at_ns: int) -> bytes:
 
 
 def test_the_example_in_the_docstring_is_what_is_written() -> None:
-    doc = pixelmemory.log.__doc__
+    doc = pixelmemory.log.file.__doc__
     assert doc is not None
     rows = re.findall(r"^    ([0-9a-f]{2})  ((?:[0-9a-f]{2} ){15}[0-9a-f]{2})", doc, re.MULTILINE)
     documented = b"".join(bytes.fromhex(row) for _, row in rows)

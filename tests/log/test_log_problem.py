@@ -13,8 +13,9 @@ import pytest
 from log_tools import WAIT_SECONDS, FailingFiles, added, opened, plain, read_all, segment_paths
 
 from pixelmemory import LogPoisonedError, LogWriteError, UnknownOutcomeError
-from pixelmemory.log import Files, appender, writer
-from pixelmemory.log.files import Buffer
+from pixelmemory.log.file import active_segment as appender
+from pixelmemory.log.file import group_commit as writer
+from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.options import SyncMode
 
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")

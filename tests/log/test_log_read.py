@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 from pixelmemory import InvalidArgumentError, LogCorruptError
-from pixelmemory.events import Event
-from pixelmemory.log import Log
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.memory.events import Event
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ import pytest
 from log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 from pixelmemory import LogCorruptError, LogWriteError, UnknownEventError
-from pixelmemory.events import Event, encode_event
-from pixelmemory.log import Files
-from pixelmemory.log.record import Frame, FrameKind, build_frame, check_records, encode_records, type_code
-from pixelmemory.log.runs import FrameRun
-from pixelmemory.log.segment import Place, Segment, pack_header, parse_header
-from pixelmemory.log.walk import BadFrameError, Window, walk_frames
+from pixelmemory.log.file.files import Files
+from pixelmemory.log.file.frame import Frame, FrameKind, build_frame, check_records, encode_records, type_code
+from pixelmemory.log.file.runs import FrameRun
+from pixelmemory.log.file.segment import Place, Segment, pack_header, parse_header
+from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
+from pixelmemory.memory.events import Event, encode_event
 from pixelmemory.options import SyncMode
 
 HEADER = 128

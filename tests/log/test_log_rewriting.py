@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 from log_tools import STORE_ID, WAIT_SECONDS, FailingFiles, OpenLog, added, opened, plain, read_all, sample_events
 
+from pixelmemory.doctor.comparison import Fold
+from pixelmemory.doctor.export import event_fields, event_name
+from pixelmemory.doctor.inspection import Damage, LogInspection
+from pixelmemory.doctor.repair import apply_repair
+from pixelmemory.doctor.repair_plan import plan_repair
 from pixelmemory.errors import (
     LogCorruptError,
     LogPoisonedError,
@@ -23,16 +28,14 @@ from pixelmemory.errors import (
     StoreError,
     WrongThreadError,
 )
-from pixelmemory.events import Event, EventRemoved, MemoryAdded, MemoryUpdated
-from pixelmemory.log import Finding, Manifest, StoredEvent, scan, set_fault_hook
-from pixelmemory.log.export import event_fields, event_name
-from pixelmemory.log.inspection import Damage, LogInspection
-from pixelmemory.log.repair import apply_repair
-from pixelmemory.log.repair_plan import plan_repair
-from pixelmemory.log.switch import finish_switch
+from pixelmemory.log.file.files import set_fault_hook
+from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.file.scan import Finding, scan
+from pixelmemory.log.file.switch import finish_switch
+from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryUpdated
 from pixelmemory.options import SyncMode
-from pixelmemory.projection.comparison import Fold
-from pixelmemory.projection.fold import fold
+from pixelmemory.projection.changes import fold
+from pixelmemory.store.manifest import Manifest
 
 sys.path.append(str(Path(__file__).parent.parent / "faults"))
 from independent_reader import DiskEvent, read_folder

@@ -10,7 +10,7 @@ import pytest
 from log_tools import FailingFiles
 
 from pixelmemory import ManifestError
-from pixelmemory.log import Manifest
+from pixelmemory.store.manifest import Manifest
 
 MANIFEST = Manifest(
     store_id=uuid.UUID(int=77),

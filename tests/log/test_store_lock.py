@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pixelmemory import StoreLockedError
-from pixelmemory.log import StoreLock
+from pixelmemory.store.lock import StoreLock
 
 HOLDER = """
 import sys

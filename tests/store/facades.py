@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import anyio.to_thread
 
 from pixelmemory import AsyncMemory, Memory
-from pixelmemory.projection.store_sql import thread_released
+from pixelmemory.projection.pixeltable.internals import thread_released
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from embedders import DIMENSIONS, embed_words
 from pixelmemory import Layout, ModelMismatchError, ProjectionMismatchError
 from pixelmemory.cli import main
 from pixelmemory.embedding.fingerprint import embedding_label, tell_apart
-from pixelmemory.log import Manifest
+from pixelmemory.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from conftest import OpenMemory

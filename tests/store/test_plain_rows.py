@@ -17,15 +17,15 @@ import pixeltable as pxt
 import psycopg
 import pytest
 
-from pixelmemory.projection import store_sql
-from pixelmemory.projection.apply import TableWriter
-from pixelmemory.projection.database import connection_string, start_pixeltable
+from pixelmemory.memory.schema import parse_schema
+from pixelmemory.memory.values import memory_key
+from pixelmemory.projection.changes import Change
 from pixelmemory.projection.embed import VectorSource, register
-from pixelmemory.projection.fold import Change
-from pixelmemory.projection.layout import INDEX_NAME, ProjectionState, TableSet
-from pixelmemory.projection.plain_rows import PlainTables
-from pixelmemory.schema import parse_schema
-from pixelmemory.values import memory_key
+from pixelmemory.projection.pixeltable import internals as store_sql
+from pixelmemory.projection.pixeltable.plain_rows import PlainTables
+from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, ProjectionState, TableSet
+from pixelmemory.projection.pixeltable.writer import TableWriter
 
 _folders = itertools.count()
 

@@ -67,7 +67,7 @@ class Canaries:
 
 def found_on_disk(canaries: Canaries, only: Collection[str] = ()) -> dict[str, list[str]]:
     """What of ``canaries`` is found -> the files, after all that PostgreSQL holds in memory was written."""
-    from pixelmemory.projection.database import connection_string
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         connection.execute("CHECKPOINT")
@@ -116,7 +116,7 @@ T = TypeVar("T")
 
 def with_pixeltable(run: Callable[[], T]) -> T:
     """Use Pixeltable on a thread of its own, and let go there of what it keeps a thread."""
-    from pixelmemory.projection.store_sql import thread_released
+    from pixelmemory.projection.pixeltable.internals import thread_released
 
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(thread_released()(run)).result()
@@ -124,7 +124,7 @@ def with_pixeltable(run: Callable[[], T]) -> T:
 
 def sql(statement: str) -> list[tuple[Any, ...]]:
     """Run one statement in Pixeltable's database."""
-    from pixelmemory.projection.database import connection_string
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
@@ -138,7 +138,7 @@ def stored(tables: Any, name: str) -> Any:
 
 def live_rows(tables: Any) -> dict[str, list[tuple[Any, ...]]]:
     """Every column of every live row of the memories' tables."""
-    from pixelmemory.projection.store_sql import LIVE
+    from pixelmemory.projection.pixeltable.internals import LIVE
 
     return {
         name: sql(f"SELECT * FROM {stored(tables, name).name} WHERE {LIVE} ORDER BY rowid")
@@ -155,7 +155,7 @@ def forbid_poison(tables: Any) -> None:
 
 def purge_and_scrub(tables: Any, ids: Collection[str] | None, up_to_lsn: int) -> None:
     """As an erase does it, on a thread of its own."""
-    from pixelmemory.projection.purge import purge, scrub
+    from pixelmemory.projection.pixeltable.purge import purge, scrub
 
     def run() -> None:
         purge(tables, NAMESPACE, ids, up_to_lsn)
@@ -279,7 +279,7 @@ def _serve() -> None:
     """Fork a child for each line of stdin, which purges and is killed at a fault point; answer with its exit code."""
     import pixeltable  # noqa: F401 - once, for all children
 
-    import pixelmemory.projection.purge  # noqa: F401
+    import pixelmemory.projection.pixeltable.purge  # noqa: F401
 
     for line in sys.stdin:
         pid = os.fork()
@@ -293,10 +293,10 @@ def _serve() -> None:
 
 
 def _purge_in_child(store_name: str, ids: list[str] | None, up_to_lsn: int, point: str) -> None:
-    from pixelmemory.log.files import set_fault_hook
-    from pixelmemory.projection.database import start_pixeltable
-    from pixelmemory.projection.layout import ProjectionState, TableSet
-    from pixelmemory.projection.purge import purge, scrub
+    from pixelmemory.log.file.files import set_fault_hook
+    from pixelmemory.projection.pixeltable.purge import purge, scrub
+    from pixelmemory.projection.pixeltable.startup import start_pixeltable
+    from pixelmemory.projection.pixeltable.tables import ProjectionState, TableSet
 
     start_pixeltable(keep_http_server=False)
     folder = tables_path(store_name).rpartition("/")[2]
@@ -335,7 +335,7 @@ def purging_processes() -> Iterator[Callable[..., int]]:
 
 
 def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
-    from pixelmemory.projection.purge import PURGE_FAULT_POINTS
+    from pixelmemory.projection.pixeltable.purge import PURGE_FAULT_POINTS
 
     searched = ("content", "metadata", "vectors")
     points = sorted(PURGE_FAULT_POINTS, key=lambda point: point != "purge.graph_built")  # while there is a graph
@@ -400,7 +400,7 @@ def test_a_whole_namespace(tmp_path: Path, store_name: str, layout: Layout) -> N
             key = {} if layout is Layout.PER_NAMESPACE else {"namespace_key": namespace_key(NAMESPACE)}
             tables.table(name).insert([key | {"memory_id": uuid.uuid4(), "content": canaries.texts["dead content"]}])
 
-        from pixelmemory.projection.layout import namespace_key
+        from pixelmemory.projection.pixeltable.tables import namespace_key
 
         with_pixeltable(insert_directly)
         sql(f"ANALYZE {stored(tables, name).name}")
@@ -417,7 +417,7 @@ def test_a_whole_namespace(tmp_path: Path, store_name: str, layout: Layout) -> N
 
 
 def test_a_dropped_projection(tmp_path: Path, store_name: str) -> None:
-    from pixelmemory.projection.purge import scrub_wal
+    from pixelmemory.projection.pixeltable.purge import scrub_wal
 
     canaries = Canaries()
     with open_memory(tmp_path, store_name) as memory:
@@ -431,8 +431,8 @@ def test_a_dropped_projection(tmp_path: Path, store_name: str) -> None:
 
 
 def test_tables_in_use(tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelmemory.projection import purge as module
-    from pixelmemory.projection.database import connection_string
+    from pixelmemory.projection.pixeltable import purge as module
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 0.3)
     monkeypatch.setattr(module, "LOCK_SECONDS_MAX", 0.1)
@@ -462,8 +462,8 @@ def test_tables_in_use(tmp_path: Path, store_name: str, monkeypatch: pytest.Monk
 
 
 def test_a_role_that_may_not(tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelmemory.projection import connections as module
-    from pixelmemory.projection.connections import connection_string
+    from pixelmemory.projection.sql import session as module
+    from pixelmemory.projection.sql.session import connection_string
 
     canaries = Canaries()
     role = f"role_{store_name}"
@@ -494,7 +494,7 @@ def test_a_role_that_may_not(tmp_path: Path, store_name: str, monkeypatch: pytes
 
 
 def test_the_public_api_alone_cannot(tmp_path: Path, store_name: str) -> None:
-    from pixelmemory.projection.purge import purge, scrub
+    from pixelmemory.projection.pixeltable.purge import purge, scrub
 
     with open_memory(tmp_path, store_name, direct_sql=False) as memory:
         memory.add_entry("text", memory_id="id", embedding=vector(1))

@@ -27,7 +27,7 @@ from pixelmemory import (
     ProjectionMismatchError,
     SchemaViolationError,
 )
-from pixelmemory.filters import matches, parse_filter
+from pixelmemory.memory.filters import matches, parse_filter
 
 if TYPE_CHECKING:
     from conftest import OpenMemory

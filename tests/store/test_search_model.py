@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pixelmemory import Layout, Memory, Options
-from pixelmemory.filters import matches, parse_filter
-from pixelmemory.projection import connections, read_sql
-from pixelmemory.projection.database import connection_string, start_pixeltable
-from pixelmemory.projection.graph import GraphKeeper
+from pixelmemory.memory.filters import matches, parse_filter
+from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
+from pixelmemory.projection.sql import reads as read_sql
+from pixelmemory.projection.sql import session as connections
+from pixelmemory.projection.sql.hnsw import GraphKeeper
 
 DIMENSIONS = 6
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)

@@ -23,10 +23,10 @@ import pixelmemory
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, Memory, Options
 from pixelmemory.cli import main
 from pixelmemory.embedding import EmbeddingConfig, parse_embedding_config
-from pixelmemory.filters import matches, parse_filter
-from pixelmemory.projection.filter_sql import compile_filter
-from pixelmemory.schema import parse_schema
-from pixelmemory.values import decode_metadata, encode_metadata
+from pixelmemory.memory.filters import matches, parse_filter
+from pixelmemory.memory.schema import parse_schema
+from pixelmemory.memory.values import decode_metadata, encode_metadata
+from pixelmemory.projection.sql.filters import compile_filter
 
 if TYPE_CHECKING:  # at run time there are several modules of this name
     from conftest import OpenMemory
@@ -158,7 +158,7 @@ def assert_nothing_else(home: Path, store: str, memory_tables: int) -> None:
     import pixeltable as pxt
     import psycopg
 
-    from pixelmemory.projection.database import connection_string
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     tables = {path.rpartition("/")[2] for path in pxt.list_tables(tables_path(store))}
     assert tables >= {"state", "registry", "dead_letters"}

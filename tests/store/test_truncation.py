@@ -13,7 +13,7 @@ import pytest
 from embedders import DIMENSIONS, embed_words
 
 from pixelmemory import InvalidArgumentError, Layout, Memory
-from pixelmemory.projection.reads import PAGE_ROWS
+from pixelmemory.projection.contract import PAGE_ROWS
 
 if TYPE_CHECKING:
     from conftest import OpenMemory

@@ -14,9 +14,9 @@ from embedders import HALF_DIMENSIONS, cosine, embed_far, far_vector
 from numpy.typing import NDArray
 
 from pixelmemory import InvalidArgumentError, Memory
-from pixelmemory.events import MemoryAdded, MemoryUpdated
-from pixelmemory.projection.database import connection_string
-from pixelmemory.projection.layout import TableSet
+from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
+from pixelmemory.projection.pixeltable.startup import connection_string
+from pixelmemory.projection.pixeltable.tables import TableSet
 
 if TYPE_CHECKING:
     from conftest import OpenMemory

@@ -1,0 +1,1 @@
+"""All that imports Pixeltable, but for :mod:`pixelmemory.projection.embed`."""

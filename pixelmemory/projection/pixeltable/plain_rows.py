@@ -1,0 +1,264 @@
+"""Inserts into plain tables: those whose columns, indexes and views are exactly the ones that the layout makes.
+
+Pixeltable takes 45 to 75 us of Python for a row: it computes columns, keeps files, checks types. A plain table has
+nothing of the kind to be done. So its rows go straight from the changes, with their vectors, into the binary stream of
+a COPY. The version, the row ids, the record of the operation and the transaction stay Pixeltable's: its own
+``TableVersion._insert`` is called, and only the step in it that makes and writes the rows is ours.
+
+A table to which its user has added anything is inserted into by Pixeltable as a whole. Which of the two it is, is seen
+in the transaction that writes: it holds Pixeltable's lock of the table. The first row that is written is read back
+through Pixeltable in the same transaction; where that fails, Pixeltable inserts everything until the store is closed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+import logging
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pixeltable as pxt
+import psycopg
+import sqlalchemy as sql
+from pixeltable.catalog.update_status import RowCountStats
+from pixeltable.type_system import ColumnType
+
+from pixelmemory.errors import ProjectionError, ProjectionUnavailableError
+from pixelmemory.memory.schema import ColumnKind
+from pixelmemory.memory.values import decode_metadata, from_timestamp, memory_key
+from pixelmemory.projection.changes import Change
+from pixelmemory.projection.embed import embed_content
+from pixelmemory.projection.pixeltable.startup import is_infrastructure_error
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet, namespace_key
+
+__all__ = ["PlainTables"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+#: bytes handed to the connection at once
+CHUNK_BYTES = 1 << 18
+#: the binary form of COPY: its signature, no flags, no extension
+HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+NULL = struct.pack(">i", -1)
+#: pgvector's numbers by the type of the column
+ELEMENTS = {"VECTOR": ">f4", "HALFVEC": ">f2"}
+#: 2000-01-01, from which PostgreSQL counts microseconds
+EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+EPOCH_US = 946_684_800_000_000
+
+_length: Callable[[int], bytes] = struct.Struct(">i").pack
+_int8: Callable[[int, int], bytes] = struct.Struct(">iq").pack
+_float8: Callable[[int, float], bytes] = struct.Struct(">id").pack
+_row_head: Callable[..., bytes] = struct.Struct(">hiqiq").pack
+_vector_head: Callable[[int, int, int], bytes] = struct.Struct(">iHH").pack
+
+
+class PlainTables:
+    """Inserts into the plain tables of one projection. Belongs to the projector's thread."""
+
+    def __init__(self, tables: TableSet) -> None:
+        self._tables = tables
+        self._columns = {name: ColumnType.normalize_type(kind) for name, kind in tables.columns().items()}
+        typed = tables.schema.columns if tables.schema is not None else {}
+        self._encoders = [_ENCODERS[kind] for kind in typed.values()]
+        #: whether Pixeltable has read a row of ours as it was meant; None until the first one is written
+        self._proven: bool | None = None
+
+    def insert(
+        self,
+        connection: sql.Connection,
+        table: pxt.Table,
+        changes: Sequence[Change],
+        vectors: Mapping[tuple[str, str], np.ndarray | None],
+    ) -> bool:
+        """Insert the rows of ``changes``; False, and nothing done, where ``table`` is not plain.
+
+        Args:
+            connection: of the transaction, which has Pixeltable's lock of ``table``.
+            changes: at least one, each with a row to insert.
+            vectors: float32, ``(dimensions,)`` each, by (namespace, memory id). Where one is missing Pixeltable has to
+                embed, and inserts them all.
+
+        Raises:
+            psycopg.Error: what PostgreSQL refused.
+            ProjectionUnavailableError: Pixeltable does not work as this module believes; it does not come again.
+        """
+        if self._proven is False:
+            return False
+        if self._tables.state.dimensions is not None and not all(change.key in vectors for change in changes):
+            return False
+        try:
+            version = table._tbl_version.get()
+            names = self._physical_names(version)
+            if names is None:
+                return False
+            self._insert(connection, version, names, changes, vectors)
+            if self._proven is None:
+                self._prove(table, changes[0])
+        except Exception as error:
+            if self._proven or isinstance(error, psycopg.Error) or is_infrastructure_error(error):
+                raise
+            self._proven = False
+            _logger.warning("rows are inserted by Pixeltable, which is slower: %s: %s", type(error).__name__, error)
+            raise ProjectionUnavailableError(f"rows could not be written beneath Pixeltable: {error}") from error
+        return True
+
+    def _insert(
+        self,
+        connection: sql.Connection,
+        version: Any,
+        names: Sequence[str],
+        changes: Sequence[Change],
+        vectors: Mapping[tuple[str, str], np.ndarray | None],
+    ) -> None:
+        store = version.store_tbl
+
+        def insert_rows(*_args: Any, **_kwargs: Any) -> Any:
+            element = None if self._tables.state.dimensions is None else _element(store.sa_tbl.c[names[-1]])
+            rows = self._rows(version.next_row_id, version.version, changes, vectors, element)
+            _copy(connection, f"{store.sa_tbl.name} (rowid, v_min, {', '.join(names)})", rows, len(changes))
+            version.next_row_id += len(changes)
+            return set(), RowCountStats(ins_rows=len(changes)), None
+
+        store.insert_rows = insert_rows
+        try:
+            version._insert(SimpleNamespace(ctx=SimpleNamespace(title="")), time.time())
+        finally:
+            del store.insert_rows
+
+    def _physical_names(self, version: Any) -> list[str] | None:
+        """The physical names of the columns that are written, the vector last; None where the table is not plain."""
+        if not version.is_data_versioned or version.is_view or version.is_snapshot or version.mutable_views:
+            return None
+        names: dict[str, str] = {}
+        unnamed: set[int] = set()
+        for column in version.cols_by_id.values():
+            if column.name is None:
+                unnamed.add(column.id)
+            elif column.is_computed or not column.is_stored or column.col_type != self._columns.get(column.name):
+                return None
+            else:
+                names[column.name] = column.sa_col.name
+        if len(names) != len(self._columns) or len(version.idxs) != len(version.idxs_by_name):
+            return None
+        ordered = [names[name] for name in self._columns]
+        dimensions, store_id = self._tables.state.dimensions, self._tables.state.store_id
+        if dimensions is None:
+            return None if version.idxs or unnamed else ordered
+        index = version.idxs_by_name.get(INDEX_NAME)
+        if index is None or len(version.idxs) > 1 or {column.id for column in index.columns} != unnamed:
+            return None
+        # its user may have put an index of this name there, with a function of theirs
+        expression = index.val_col.value_expr
+        if str(expression) != f"embed_content(content, store_id={store_id!r}, dimensions={dimensions})":
+            return None
+        templates = getattr(expression.fn, "templates", ())
+        if [template.expr.fn.self_path for template in templates] != [embed_content.self_path]:
+            return None
+        return [*ordered, index.val_col.sa_col.name]
+
+    def _prove(self, table: pxt.Table, change: Change) -> None:
+        """Raise unless Pixeltable reads the row of ``change``, which was written in this transaction."""
+        key = memory_key(change.memory_id)
+        predicate = table.memory_id == key
+        if self._tables.shared:
+            predicate = (table.namespace_key == namespace_key(change.namespace)) & predicate
+        columns = ("memory_id", "content", "metadata_text", "timestamp", "lsn")
+        found = list(table.where(predicate).select(*[getattr(table, name) for name in columns]).collect())
+        text = (change.metadata_json or b"{}").decode()
+        expected = [key, change.content, text, from_timestamp(change.created_at_us or 0), change.lsn]
+        if [[row[name] for name in columns] for row in found] != [expected]:
+            raise LookupError(f"of a row at LSN {change.lsn} it reads {len(found)} that differ")
+        self._proven = True
+
+    def _rows(
+        self,
+        rowid: int,
+        version: int,
+        changes: Sequence[Change],
+        vectors: Mapping[tuple[str, str], np.ndarray | None],
+        element: str | None,
+    ) -> Iterator[bytes]:
+        """Rows in the binary form of COPY: rowid, v_min, the columns in their order, the vector."""
+        shared, schema = self._tables.shared, self._tables.schema
+        count = 2 + len(self._columns) + (element is not None)
+        key_of = functools.cache(lambda namespace: _bytes(namespace_key(namespace).bytes))
+        for rowid_, change in enumerate(changes, rowid):
+            assert change.content is not None
+            assert change.created_at_us is not None
+            key, json_text = memory_key(change.memory_id), change.metadata_json or b"{}"
+            parts = [_row_head(count, 8, rowid_, 8, version)]
+            if shared:
+                parts += key_of(change.namespace), _bytes(key.bytes), _bytes(change.namespace.encode())
+            else:
+                parts.append(_bytes(key.bytes))
+            parts += (
+                NULL if str(key) == change.memory_id else _bytes(change.memory_id.encode()),
+                _bytes(change.content.encode()),
+                _jsonb(json_text),
+                _bytes(json_text),
+                _int8(8, change.created_at_us - EPOCH_US),
+                _int8(8, change.lsn),
+            )
+            if schema is not None:
+                typed = schema.extract(decode_metadata(json_text)).values()
+                for encode, value in zip(self._encoders, typed, strict=True):
+                    parts.append(NULL if value is None else encode(value))
+            if element is not None:
+                vector = vectors[change.key]
+                if vector is None:
+                    parts.append(NULL)
+                else:
+                    size = len(vector)
+                    parts.append(_vector_head(4 + size * int(element[-1]), size, 0) + vector.astype(element).tobytes())
+            yield b"".join(parts)
+
+
+def _element(column: sql.Column[Any]) -> str:
+    return ELEMENTS[type(column.type).__name__.upper()]
+
+
+def _copy(connection: sql.Connection, target: str, rows: Iterator[bytes], count: int) -> None:
+    """COPY ``rows`` into ``target`` on the driver's connection beneath ``connection``."""
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor:
+        with cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
+            chunk, size = [HEADER], 0
+            for row in rows:
+                chunk.append(row)
+                size += len(row)
+                if size >= CHUNK_BYTES:
+                    copy.write(b"".join(chunk))
+                    chunk, size = [], 0
+            copy.write(b"".join([*chunk, TRAILER]))
+        if cursor.rowcount != count:
+            raise ProjectionError(f"PostgreSQL inserted {cursor.rowcount} of {count} rows")
+
+
+def _bytes(value: bytes) -> bytes:
+    return _length(len(value)) + value
+
+
+def _jsonb(text: bytes) -> bytes:
+    return _length(len(text) + 1) + b"\x01" + text
+
+
+def _timestamp(value: dt.datetime) -> bytes:
+    return _int8(8, (value - EPOCH) // dt.timedelta(microseconds=1))
+
+
+#: how a value of a typed column is written, NULL aside
+_ENCODERS: dict[ColumnKind, Callable[[Any], bytes]] = {
+    ColumnKind.STRING: lambda value: _bytes(value.encode()),
+    ColumnKind.INT: lambda value: _int8(8, value),
+    ColumnKind.FLOAT: lambda value: _float8(8, value),
+    ColumnKind.BOOL: lambda value: b"\0\0\0\1\1" if value else b"\0\0\0\1\0",
+    ColumnKind.TIMESTAMP: _timestamp,
+    ColumnKind.JSON: lambda value: _jsonb(json.dumps(value).encode()),
+}

@@ -1,0 +1,152 @@
+"""The same reads through Pixeltable's public API alone: slower, and right with any version of Pixeltable.
+
+Filters are evaluated here in Python, before the limit: the public API has no way to send them to the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import functools
+import operator
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pixeltable as pxt
+from pixeltable import exceptions as excs
+
+from pixelmemory.embedding.window import Window
+from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.memory.filters import equal, matches
+from pixelmemory.memory.values import decode_metadata, memory_key
+from pixelmemory.projection.contract import PAGE_ROWS, Row, Search, row_of
+from pixelmemory.projection.pixeltable import internals
+from pixelmemory.projection.pixeltable.startup import first_line
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet, namespace_key
+from pixelmemory.projection.scaling import has_direction
+
+__all__ = ["PublicReads"]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell what it means that a table or column of the projection is gone."""
+    try:
+        yield
+    except (excs.NotFoundError, AttributeError) as error:
+        raise ProjectionUnavailableError(
+            f"a table or column of the projection is gone ({first_line(error)}); put it back, or rebuild the projection"
+        ) from error
+
+
+class PublicReads:
+    """Reads one projection by Pixeltable's fluent API. Thread-safe: Pixeltable keeps a runtime a thread."""
+
+    def __init__(self, tables: TableSet) -> None:
+        self._tables = tables
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    @internals.thread_released()
+    @_told()
+    def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
+        """One memory, or None."""
+        handle = self._tables.table(table)
+        query = self._scope(handle, namespace, handle.memory_id == memory_key(memory_id))
+        rows = list(self._rows(handle, query))
+        return rows[0] if rows else None
+
+    @internals.thread_released()
+    @_told()
+    def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of ``keys`` are live rows."""
+        handle = self._tables.table(table)
+        query = self._scope(handle, namespace, handle.memory_id.isin(list(keys)))
+        return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
+
+    @internals.thread_released()
+    @_told()
+    def count(self, table: str, namespace: str) -> int:
+        """How many live rows ``namespace`` has."""
+        handle = self._tables.table(table)
+        return int(self._scope(handle, namespace).count())
+
+    @internals.thread_released()
+    @_told()
+    def search(self, table: str, search: Search) -> list[Row]:
+        """The rows of ``table`` that satisfy ``search``, best first."""
+        handle = self._tables.table(table)
+        conditions: list[Any] = []
+        if search.start is not None:
+            conditions.append(handle.timestamp >= search.start)
+        if search.end is not None:
+            conditions.append(handle.timestamp <= search.end)
+        query = self._scope(handle, search.namespace, *conditions)
+        rows = list(self._rows(handle, query, search.vector))
+        if search.vector is None:
+            oldest = dt.datetime.min.replace(tzinfo=dt.UTC)
+            rows.sort(key=lambda row: row.created_at or oldest, reverse=True)
+        found = [row for row in rows if self._wanted(search, row)]
+        return found[: search.limit]
+
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""
+        rows = [row for row in self.search(table, Search(namespace, 2**62)) if window.may_cut(row.content)]
+        for start in range(0, len(rows), PAGE_ROWS):
+            yield rows[start : start + PAGE_ROWS]
+
+    def _wanted(self, search: Search, row: Row) -> bool:
+        if search.min_score is not None and (row.score is None or row.score < search.min_score):
+            return False
+        return matches(search.filter, decode_metadata(row.metadata_json or "{}"))
+
+    def _scope(self, handle: pxt.Table, namespace: str, *conditions: Any) -> Any:
+        predicates = list(conditions)
+        if self._tables.shared:
+            predicates.append(handle.namespace_key == namespace_key(namespace))
+        # Pixeltable takes one where() a query
+        return handle.where(functools.reduce(operator.and_, predicates)) if predicates else handle
+
+    def _rows(self, handle: pxt.Table, query: Any, vector: np.ndarray | None = None) -> Iterator[Row]:
+        columns = {
+            "id_text": handle.id_text,
+            "memory_id": handle.memory_id,
+            "content": handle.content,
+            "metadata_text": handle.metadata_text,
+            "metadata": handle.metadata,
+            "timestamp": handle.timestamp,
+            "lsn": handle.lsn,
+        }
+        if vector is not None:
+            # by cosine of the stored vectors: exact, where the graph would stop after a few rows
+            columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
+        rows = list(query.select(**columns).collect())
+        if vector is not None:
+            for row in rows:
+                row["score"] = None if row["vector"] is None else _cosine(row["vector"], vector)
+            rows = [row for row in rows if row["score"] is not None]
+        rows.sort(key=_rank)
+        for row in rows:
+            text = row["metadata_text"]
+            # the database may hold a float as an integer: numbers are compared as numbers
+            if text is None or not equal(decode_metadata(text), row["metadata"]):
+                text = None if row["metadata"] is None else msgspec.json.encode(row["metadata"]).decode()
+            yield row_of(row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score"))
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:
+    """Of equal score or time, the last written comes first; rows that a user inserted come last."""
+    return -row.get("score", 0.0), -row["lsn"] if row["lsn"] is not None else 0, row["memory_id"]
+
+
+def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:
+    """The cosine of two vectors, -1 to 1; None where one of them has no direction."""
+    if not (has_direction(left) and has_direction(right)):
+        return None
+    a, b = left.astype(np.float64), right.astype(np.float64)  # their squares neither overflow nor vanish
+    cosine = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return min(max(cosine, -1.0), 1.0)  # rounding may lead beyond

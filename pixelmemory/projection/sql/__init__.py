@@ -1,0 +1,1 @@
+"""Reads and upkeep of the tables by SQL: PostgreSQL and pgvector."""

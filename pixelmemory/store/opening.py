@@ -1,0 +1,398 @@
+"""Opening a store: every part in its order, and all of them closed again where one fails.
+
+Blocking; runs on a worker thread. The order matters: the lock first (a second opener gets its error at once), then
+the model and Pixeltable (a store is not made for what does not load or start), the log (recovered before anything reads
+it), and the projection.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import numpy as np
+
+from pixelmemory.embedding import (
+    Embedder,
+    EmbeddingConfig,
+    VectorCache,
+    embedding_label,
+    open_embedder,
+    parse_embedding_config,
+    tell_apart,
+)
+from pixelmemory.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    ModelMismatchError,
+    ProjectionUnavailableError,
+    StoreError,
+    UnembeddableTextError,
+    shortened,
+    type_name,
+)
+from pixelmemory.installed import check_installed
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.files import Files, ensure_folder
+from pixelmemory.log.file.segment import FORMAT_VERSION
+from pixelmemory.memory.schema import Schema, parse_schema
+from pixelmemory.options import Options
+from pixelmemory.store.lock import StoreLock
+from pixelmemory.store.maintenance import Maintenance
+from pixelmemory.store.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pixelmemory.projection.projection import Projection
+    from pixelmemory.projection.query import Query
+
+__all__ = ["OpenStore", "open_store"]
+
+_logger = logging.getLogger("pixelmemory")
+
+#: what the manifest says of a store without semantic search
+NO_EMBEDDING = "none"
+
+
+class OpenStore:
+    """The open parts of one store.
+
+    Attributes:
+        name, folder: of the store.
+        log, projection, query, maintenance: its parts.
+        schema: checked before each append, or None.
+        embedder: the model, or None.
+        dimensions: of a vector, or None without semantic search.
+        last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
+    """
+
+    log: Log
+    projection: Projection
+    query: Query
+    maintenance: Maintenance
+
+    def __init__(self, name: str, folder: Path, options: Options, stack: ExitStack) -> None:
+        self.name = name
+        self.folder = folder
+        self.options = options
+        self.schema: Schema | None = None
+        self.embedder: Embedder | None = None
+        self.dimensions: int | None = None
+        self.last_logged_us = 0
+        self._stack = stack
+        self._close_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close every part, the lock last. Blocking; idempotent."""
+        with self._close_lock:
+            self._stack.close()
+
+
+def check_name(name: object) -> str:
+    """A store's name: 1 to 64 letters, digits, ``_``, ``-``, ``.``, beginning with a letter or digit.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: anything else; it becomes a folder's name.
+    """
+    if not isinstance(name, str):
+        raise InvalidTypeError("name", f"must be a str, not {type_name(name)}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise InvalidArgumentError(
+            "name",
+            "must be 1 to 64 ASCII letters, digits, '_', '-' or '.', beginning with a letter or digit, "
+            f"not {name[:80]!r}",
+        )
+    return name
+
+
+def open_store(
+    name: object,
+    schema: object,
+    embedding_config: object,
+    options: Options,
+    *,
+    on_commit: Callable[[Sequence[Append]], None],
+    on_watermark: Callable[[int], None],
+    folder: Path | None = None,
+    files: Files | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> OpenStore:
+    """Open, or make, the store ``name``. The projector is not started yet.
+
+    Args:
+        folder: of the store, absolute. Default: in the home that ``options`` name.
+        files: the file operations of the log and the manifest; for tests.
+        check: called between steps and while waiting; what it raises ends the open.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
+        PackageConflictError: another package has the same import name; asked at the first open of a process.
+        StoreLockedError: the store is open elsewhere.
+        StoreError: its folder cannot be made or used.
+        ManifestError, LogError: its files are damaged.
+        ModelLoadError, ModelMismatchError: its model.
+        ProjectionError: its tables.
+    """
+    check_installed()
+    checked_name = check_name(name)
+    parsed_schema = parse_schema(schema)
+    config = parse_embedding_config(embedding_config)
+    folder = folder or options.home_path() / checked_name
+    files = files or Files()
+    with ExitStack() as stack:
+        store = OpenStore(checked_name, folder, options, stack)
+        store.schema = parsed_schema
+        try:
+            ensure_folder(files, folder)
+            if folder.stat().st_mode & 0o077:  # a copy that was made with other modes, say
+                folder.chmod(0o700)
+            lock = StoreLock.acquire(folder / "LOCK")
+        except OSError as error:
+            where = f"{shortened(str(folder), 300)}, in {options.home_origin()},"
+            raise StoreError(f"the store's folder {where} cannot be used: {error}") from error
+        stack.callback(lock.release)
+        files.hold_folder(folder, lock.folder_fd)
+        stack.callback(files.release_folder)
+        manifest = Manifest.load(folder, files)
+        embedding, label = _open_embedding(store, config)
+        reembedded = _check_embedding(manifest, embedding, label, options)
+        if reembedded and store.embedder is None and store.dimensions is not None:
+            raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
+        check()
+        missing = _start_pixeltable(store.dimensions, options, check)
+        fields = {} if store.schema is None else store.schema.fields
+        manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)
+        manifest.save(folder, files, lock.check_place)
+        store.log = Log.open(
+            folder,
+            store_id=manifest.store_id,
+            epoch=manifest.epoch,
+            options=options,
+            on_commit=on_commit,
+            files=files,
+            has_log=manifest.has_log,
+            check_folder=lock.check_place,
+        )
+        stack.callback(store.log.close)
+        manifest = _saved(manifest, folder, files, lock.check_place, has_log=True)
+        store.last_logged_us = store.log.last_logged_at_ns // 1000
+        cache = _open_cache(store, embedding, options, lock.check_place)
+        check()
+        if missing is None:
+            missing = _open_projection(
+                store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded
+            )
+        if missing is None:  # only now do the tables have it
+            manifest = _saved(manifest, folder, files, lock.check_place, schema=fields)
+        else:
+            _go_without(store, missing)
+        store.maintenance = Maintenance(
+            *(folder, manifest),
+            log=store.log,
+            projection=store.projection,
+            cache=cache,
+            files=files,
+            check_folder=lock.check_place,
+        )
+        stack.callback(store.maintenance.close)
+        if missing is None:
+            store.maintenance.resume()
+        check()
+        store._stack = stack.pop_all()
+    return store
+
+
+def _open_embedding(store: OpenStore, config: EmbeddingConfig | None) -> tuple[str, str]:
+    """Load the model, and return the text that identifies it and the one that names it."""
+    if config is None:
+        return NO_EMBEDDING, embedding_label(NO_EMBEDDING, None)
+    store.embedder = open_embedder(config, _function_embedder)
+    if store.embedder is not None:
+        store.dimensions = store.embedder.dimensions
+        return store.embedder.fingerprint, store.embedder.label
+    store.dimensions = config.dimensions
+    given = f"given:{config.dimensions}"
+    return given, embedding_label(given, None)
+
+
+def _function_embedder(config: EmbeddingConfig) -> Embedder:
+    from pixelmemory.projection.pixeltable.function import FunctionEmbedder
+
+    return FunctionEmbedder(config)
+
+
+def _check_embedding(manifest: Manifest | None, embedding: str, label: str, options: Options) -> bool:
+    """Whether every memory has to be embedded anew, as the user asked.
+
+    Raises:
+        ModelMismatchError: it would have to be, and the user did not ask.
+    """
+    if manifest is None or manifest.embedding in (None, embedding):
+        return False
+    stored = str(manifest.embedding)
+    names = tell_apart((stored, manifest.embedding_label), (embedding, label))
+    if not options.reembed:
+        raise ModelMismatchError(stored, embedding, *names)
+    _logger.warning("re-embedding the store: %s becomes %s", *names)
+    return True
+
+
+def _renewed(
+    manifest: Manifest | None,
+    embedding: str,
+    label: str,
+    dimensions: int | None,
+    fields: dict[str, str],
+    options: Options,
+) -> Manifest:
+    """The manifest of this open: made if there is none, and with the next epoch.
+
+    The schema of one that exists stays for now: it says how its tables were made.
+    """
+    if manifest is None:
+        manifest = Manifest(store_id=uuid.uuid4(), created_at_us=time.time_ns() // 1000, schema=fields)
+    return msgspec.structs.replace(
+        manifest,
+        format_version=FORMAT_VERSION,
+        epoch=manifest.epoch + 1,
+        embedding=embedding,
+        embedding_label=label,
+        dimensions=dimensions,
+        layout=options.layout.value,
+    )
+
+
+def _saved(
+    manifest: Manifest, folder: Path, files: Files, check_folder: Callable[[], None], **changes: Any
+) -> Manifest:
+    """``manifest`` with ``changes``, written if they change anything."""
+    changed = msgspec.structs.replace(manifest, **changes)
+    if changed != manifest:
+        changed.save(folder, files, check_folder)
+    return changed
+
+
+def _start_pixeltable(
+    dimensions: int | None, options: Options, check: Callable[[], None]
+) -> ProjectionUnavailableError | None:
+    """Start Pixeltable, and see whether it can index the vectors: before anything says what the store is made with.
+
+    Returns:
+        None; or why it does not start, if the store is opened all the same.
+    """
+    from pixelmemory.projection.pixeltable.startup import start_pixeltable
+
+    try:
+        start_pixeltable(
+            keep_http_server=options.keep_pixeltable_http_server,
+            timeout_seconds=options.database_timeout_seconds,
+            check=check,
+        )
+    except ProjectionUnavailableError as error:
+        if not options.open_without_tables:
+            raise
+        return error
+    from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP16
+
+    if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
+        raise InvalidArgumentError(
+            "embedding_config", f"gives {dimensions} dimensions; at most {DIMENSIONS_MAX_FP16} can be indexed"
+        )
+    return None
+
+
+def _go_without(store: OpenStore, cause: ProjectionUnavailableError) -> None:
+    """Let the store take adds although it has no tables, as the user asked."""
+    from pixelmemory.projection.missing import MissingProjection
+    from pixelmemory.projection.query import Query
+
+    _logger.error("the store %s is open without its tables: %s", store.name, cause)
+    store.projection = cast("Projection", MissingProjection(cause))
+    store.query = Query(store.projection)
+
+
+def _open_cache(
+    store: OpenStore, embedding: str, options: Options, check_folder: Callable[[], None]
+) -> VectorCache | None:
+    if store.embedder is None or not options.vector_cache:
+        return None
+    cache = VectorCache(store.folder / "vectors", embedding, store.embedder.dimensions, check_folder=check_folder)
+    store._stack.callback(cache.close)
+    return cache
+
+
+def _open_projection(
+    store: OpenStore,
+    manifest: Manifest,
+    embedding: str,
+    options: Options,
+    cache: VectorCache | None,
+    on_watermark: Callable[[int], None],
+    rebuild: bool,
+) -> ProjectionUnavailableError | None:
+    """Open the projection; or return why it cannot be, if the store is opened all the same."""
+    from pixelmemory.projection.pixeltable.startup import as_unavailable
+    from pixelmemory.projection.pixeltable.tables import ProjectionState
+    from pixelmemory.projection.projection import Projection
+    from pixelmemory.projection.query import Query
+
+    try:
+        projection = Projection.open(
+            store.name,
+            manifest.tables_id or manifest.store_id,
+            ProjectionState(
+                store_id=str(manifest.history_id or manifest.store_id),
+                layout=options.layout.value,
+                embedding=embedding,
+                dimensions=store.dimensions,
+                schema=store.schema.fingerprint if store.schema is not None else None,
+            ),
+            log=store.log,
+            schema=store.schema,
+            embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
+            truncated_texts=None if store.embedder is None else store.embedder.truncated,
+            options=options,
+            rebuild=rebuild,
+            recorded_fields=manifest.schema,
+            rewritten_lsn=manifest.rewritten_lsn,
+            on_watermark=on_watermark,
+        )
+    except Exception as error:
+        unavailable = as_unavailable(error)
+        if unavailable is None:
+            raise
+        if not options.open_without_tables:
+            raise unavailable from error
+        return unavailable
+    store.projection = projection
+    store._stack.callback(store.projection.close)
+    store.query = Query(store.projection)
+    return None
+
+
+def _cached(embedder: Embedder, cache: VectorCache | None) -> Callable[[Sequence[str]], np.ndarray]:
+    """The model behind its cache."""
+    if cache is None:
+        return embedder.embed_documents
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        found, vectors = cache.get_many(texts)
+        missing = np.flatnonzero(~found)
+        if len(missing):
+            new_texts = [texts[i] for i in missing.tolist()]
+            try:
+                vectors[missing] = embedder.embed_documents(new_texts)
+            except UnembeddableTextError as error:
+                raise UnembeddableTextError(int(missing[error.index]), error.reason) from error
+            cache.put_many(new_texts, vectors[missing])
+        return vectors
+
+    return embed
