@@ -66,7 +66,7 @@ def test_every_error_is_exported_and_explained() -> None:
 #: rooms that may import those of their own line and of the lines before it
 TIERS = (
     ("errors",),
-    ("models", "options", "paths", "forks", "quiet", "installed", "interrupts"),
+    ("models", "options", "paths", "forks", "faults", "quiet", "installed", "interrupts"),
     ("memory", "embedding"),
     ("log", "projection", "store"),
     ("loop_thread", "engine"),

@@ -136,7 +136,7 @@ def test_ids_do_not_follow_the_global_random_state() -> None:
 def test_ids_differ_after_a_fork() -> None:
     program = """
 import os
-from pixelmemory import values
+from pixelmemory.memory import values
 values.new_memory_id()
 read, write = os.pipe()
 if os.fork() == 0:

@@ -12,7 +12,7 @@ In the order that data flows::
     embed        the embedding function behind each table's index
     graph        when a table has its HNSW graph, and the planner its statistics
     read_sql     reads by SQL; public_api: the same reads through Pixeltable's API alone
-    store_sql    every internal of Pixeltable that the above use
+    internals    every internal of Pixeltable that the above use
 
 Pixeltable is imported in this package alone, and nothing of it before a store is opened.
 """

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pixelmemory.errors import UnembeddableTextError
-from pixelmemory.log.file.files import fault_point
+from pixelmemory.faults import fault_point
 from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.options import Options
 from pixelmemory.projection.changes import Change, fold

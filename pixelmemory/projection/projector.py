@@ -23,8 +23,8 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreLockedError
+from pixelmemory.faults import fault_point
 from pixelmemory.log.file.file_log import Log
-from pixelmemory.log.file.files import fault_point
 from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection.batches import Batch, EmbedTexts, Preparer, TruncatedTexts
@@ -37,42 +37,13 @@ from pixelmemory.projection.pixeltable.writer import DeadLetter, TableWriter, le
 from pixelmemory.projection.sql.hnsw import GraphKeeper
 from pixelmemory.projection.stats import ProjectorStats
 
-__all__ = ["PROJECTOR_FAULT_POINTS", "Projector", "ProjectorStats"]
+__all__ = ["Projector", "ProjectorStats"]
 
 _logger = logging.getLogger("pixelmemory.projector")
 T = TypeVar("T")
 
 #: a slower stream is projected as it comes: that takes nothing from its writers
 BURST_EVENTS_PER_SECOND = 1000
-
-#: the fault points of the projection, in the order of a life; the log has its own
-PROJECTOR_FAULT_POINTS = (
-    "projection.before_drop",
-    "projection.after_drop",
-    "projection.after_folder",
-    "projection.after_registry",
-    "projection.after_state",
-    "projection.after_state_row",
-    "projector.fold",
-    "projector.embed.before",
-    "projector.embed.after",
-    "projector.apply.before",
-    "table.before_create",
-    "table.after_create",
-    "table.after_embedding_index",
-    "table.after_indexes",
-    "table.after_registration",
-    "projector.apply.prepared",
-    "apply.begun",
-    "apply.rows",
-    "apply.checkpoint",
-    "apply.committed",
-    "projector.apply.after",
-    "projector.watermark",
-    "projector.bisect.before",
-    "projector.bisect.after",
-    "projector.retry.applied",
-)
 
 
 class _Request(NamedTuple):

@@ -24,8 +24,9 @@ import msgspec
 
 from pixelmemory.embedding import VectorCache
 from pixelmemory.errors import PixelmemoryError, StoreClosedError, StoreError
+from pixelmemory.faults import fault_point
 from pixelmemory.log.file.file_log import Log
-from pixelmemory.log.file.files import Files, fault_point
+from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.log.file.rewrite import RewriteReport
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryDeleted, MemoryEvent, MemoryUpdated
@@ -34,16 +35,7 @@ from pixelmemory.store.manifest import Erasure, Manifest
 if TYPE_CHECKING:
     from pixelmemory.projection.projection import Projection
 
-__all__ = ["MAINTENANCE_FAULT_POINTS", "Maintenance"]
-
-#: the fault points of an erase, beside those of the log's rewrite and of the purge, in their order
-MAINTENANCE_FAULT_POINTS = (
-    "erase.after_intent",
-    "erase.after_cache",
-    "erase.after_log",
-    "erase.after_quarantine",
-    "erase.after_projection",
-)
+__all__ = ["Maintenance"]
 
 _logger = logging.getLogger("pixelmemory")
 

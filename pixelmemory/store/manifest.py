@@ -19,7 +19,8 @@ from zlib import crc32
 import msgspec
 
 from pixelmemory.errors import ManifestError
-from pixelmemory.log.file.files import Files, fault_point, read_file, write_file
+from pixelmemory.faults import fault_point
+from pixelmemory.log.file.files import Files, read_file, write_file
 from pixelmemory.log.file.switch import log_folder
 
 __all__ = ["MANIFEST_NAME", "Erasure", "Manifest", "Place"]

@@ -239,7 +239,7 @@ class _Script:
 
 def _child(life: Life) -> None:
     signal.alarm(HANG_SECONDS)  # a hang shows as SIGALRM
-    from pixelmemory.log.file.files import set_fault_hook
+    from pixelmemory.faults import set_fault_hook
 
     hits: Counter[str] = Counter()
 

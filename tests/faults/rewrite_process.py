@@ -17,7 +17,7 @@ import msgspec
 from log_writer import say
 from rewrite_tools import Entry, erase
 
-from pixelmemory.log.file import files
+from pixelmemory import faults
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.options import Options
@@ -76,7 +76,7 @@ def main() -> None:
         point, number, folder = line.rstrip("\n").split(" ", 2)
         if (pid := os.fork()) == 0:
             if point != "-":
-                files.set_fault_hook(files._hook_from_environment(point))
+                faults.set_fault_hook(faults._hook_from_environment(point))
             say("pid", os.getpid())
             status = 1
             try:

@@ -13,7 +13,7 @@ from engine_tools import open_memory, vector
 from fault_report import FaultReport
 
 from pixelmemory import Layout, Memory
-from pixelmemory.log.file.files import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 
 VARIANTS = pytest.mark.parametrize(
     "options",

@@ -17,7 +17,7 @@ SCRIPT = """
     from engine_oracle import check_store
     from engine_tools import open_memory, vector
     from pixelmemory import ProjectionUnavailableError
-    from pixelmemory.log import set_fault_hook
+    from pixelmemory.faults import set_fault_hook
 
     home, name, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

@@ -25,11 +25,9 @@ from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
 from pixelmemory.cli import main
-from pixelmemory.log.file.files import FAULT_POINTS, set_fault_hook
+from pixelmemory.faults import ERASE_FAULT_POINTS, LOG_FAULT_POINTS, PURGE_FAULT_POINTS, set_fault_hook
 from pixelmemory.memory.values import memory_key
-from pixelmemory.projection.pixeltable.purge import PURGE_FAULT_POINTS
 from pixelmemory.projection.pixeltable.startup import connection_string
-from pixelmemory.store.maintenance import MAINTENANCE_FAULT_POINTS
 from pixelmemory.store.manifest import Erasure, Manifest
 
 if TYPE_CHECKING:
@@ -457,8 +455,8 @@ FEW_POINTS = [
 ]
 ERASE_POINTS = [
     *(f"manifest.{moment}" for moment in ("before_write", "after_write", "after_rename", "after_folder_sync")),
-    *MAINTENANCE_FAULT_POINTS,
-    *(point for point in FAULT_POINTS if point.startswith("rewrite.")),
+    *ERASE_FAULT_POINTS,
+    *(point for point in LOG_FAULT_POINTS if point.startswith("rewrite.")),
     # these tables are too small for a graph; tests/store/test_purge.py has one
     *(point for point in PURGE_FAULT_POINTS if point != "purge.graph_built"),
 ]

@@ -18,7 +18,7 @@ from engine_tools import open_memory
 from fault_report import FaultReport, Verdict, timed_rounds
 from pixeltable.exceptions import NotFoundError
 
-from pixelmemory.projection.projector import PROJECTOR_FAULT_POINTS
+from pixelmemory.faults import PROJECTION_FAULT_POINTS
 
 #: batches of a few events, so that there are many
 SMALL: dict[str, Any] = {"batch_events_max": 5, "linger_seconds": 0.0, "segment_bytes_max": 16_384}
@@ -59,11 +59,11 @@ def _judge(home: Path, name: str, fault_report: FaultReport, **options: Any) -> 
     assert acknowledged == sorted(acknowledged)
 
 
-@pytest.mark.parametrize("point", PROJECTOR_FAULT_POINTS)
+@pytest.mark.parametrize("point", PROJECTION_FAULT_POINTS)
 def test_a_kill_at_each_point(
     point: str, tmp_path: Path, store_name: str, forked: Lives, fault_report: FaultReport
 ) -> None:
-    for number in timed_rounds("projection_crash", 1, len(PROJECTOR_FAULT_POINTS)):
+    for number in timed_rounds("projection_crash", 1, len(PROJECTION_FAULT_POINTS)):
         source = random.Random(f"{point} {number}")
         home, name = tmp_path / str(number), f"{store_name}_{number}"
         nth = source.randint(1, 2) if point.startswith("table") else source.randint(1, 8)
@@ -100,5 +100,5 @@ def test_a_life_without_a_kill_meets_every_point(
 ) -> None:
     answer = forked.live(Life(str(tmp_path), store_name, 1, options=SMALL))
     assert answer.exit_code == 0
-    assert set(PROJECTOR_FAULT_POINTS) <= set(answer.hits)
+    assert set(PROJECTION_FAULT_POINTS) <= set(answer.hits)
     _judge(tmp_path, store_name, fault_report)

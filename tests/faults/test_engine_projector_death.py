@@ -14,7 +14,7 @@ from engine_tools import async_memory, vector
 from fault_report import FaultReport
 
 from pixelmemory import ProjectionUnavailableError
-from pixelmemory.log.file.files import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 
 
 class _Bug(BaseException):

@@ -13,7 +13,7 @@ from engine_tools import open_memory, run_script, vector
 LIFE = """
 import os, sys, threading
 from engine_tools import open_memory, vector
-from pixelmemory.log import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 
 home, name, direct_sql, point, contents = sys.argv[1:]
 deleted, applied = threading.Event(), threading.Event()

@@ -81,7 +81,7 @@ MUTATIONS = (
         "old versions of a row are kept",
         "projection/pixeltable/purge",
         "f\"({column['lsn']} <= %(lsn)s OR {column['lsn']} IS NULL)\"",
-        "f\"({column['lsn']} <= %(lsn)s OR {column['lsn']} IS NULL) AND {store_sql.LIVE}\"",
+        "f\"({column['lsn']} <= %(lsn)s OR {column['lsn']} IS NULL) AND {internals.LIVE}\"",
         LEFT,
     ),
     Mutation(
@@ -94,7 +94,7 @@ MUTATIONS = (
     Mutation(
         "rows in views are kept",
         "projection/pixeltable/purge",
-        "            for view in store_sql.derived_tables(connection, table):\n",
+        "            for view in internals.derived_tables(connection, table):\n",
         "            for view in ():\n",
         LEFT,
     ),

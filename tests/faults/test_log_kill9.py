@@ -14,7 +14,8 @@ from independent_reader import read_folder
 from log_harness import Book, Store, read_all, recovered
 from writer_process import WriterProcess, judge_folder
 
-from pixelmemory.log.file.files import FAULT_POINTS, Files
+from pixelmemory.faults import LOG_FAULT_POINTS
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
 from pixelmemory.store.lock import StoreLock
 
@@ -77,7 +78,7 @@ def killed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("hit", [1, 2, 3] if LONG_FORM else [1])
-@pytest.mark.parametrize("point", [point for point in FAULT_POINTS if not point.startswith("rewrite.")])
+@pytest.mark.parametrize("point", [point for point in LOG_FAULT_POINTS if not point.startswith("rewrite.")])
 def test_kill9_at_every_fault_point(
     point: str, hit: int, fault_report: FaultReport, killed_store: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +110,9 @@ def test_kill9_of_a_reopen_at_fault_points_again_and_again(
     book = Book()
     for count in (1, 3, 9, 2, 2):
         book.acked.add(book.new(count))
-    points = [point for point in FAULT_POINTS if point.split(".")[0] in ("manifest", "quarantine", "segment", "seal")]
+    points = [
+        point for point in LOG_FAULT_POINTS if point.split(".")[0] in ("manifest", "quarantine", "segment", "seal")
+    ]
     if not LONG_FORM:
         points = points[::4]
     for point in points:

@@ -53,7 +53,8 @@ from pathlib import Path
 from log_harness import Book, Store, make_events
 from log_writer import say
 from pixelmemory.errors import StoreForkedError, StoreLockedError
-from pixelmemory.log import Files, StoreLock
+from pixelmemory.log.file.files import Files
+from pixelmemory.store.lock import StoreLock
 from pixelmemory.options import Options
 
 signal.alarm(30)  # nothing here may wait for ever

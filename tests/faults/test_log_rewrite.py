@@ -24,14 +24,15 @@ from rewrite_tools import CANARY, STORE_ID, Ledger, Life, erase, folders_of
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, UnknownOutcomeError
+from pixelmemory.faults import LOG_FAULT_POINTS, set_fault_hook
 from pixelmemory.log.file import recovery as renewal
-from pixelmemory.log.file.files import FAULT_POINTS, Files, set_fault_hook
+from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
 from pixelmemory.store.manifest import Manifest
 
 HERE = Path(__file__).parent
 OPTIONS = Options(segment_bytes_max=4096, tail_bytes_max=0)
-POINTS = [point for point in FAULT_POINTS if point.startswith("rewrite.")]
+POINTS = [point for point in LOG_FAULT_POINTS if point.startswith("rewrite.")]
 TIMEOUT_SECONDS = 60.0
 #: operations of an open between two at which its power is cut
 STRIDE = 3 if LONG_FORM else 16

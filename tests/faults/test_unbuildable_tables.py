@@ -18,7 +18,7 @@ from engine_tools import answer_of, async_memory, open_memory, pixeltable_home, 
 from fault_report import LONG_FORM, FaultReport, Verdict
 
 from pixelmemory import ProjectionUnavailableError, WaitTimeoutError
-from pixelmemory.log.file.files import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 
 #: against the minute or more of a wait that has no end; not a measurement
 SOON_SECONDS = 20.0
@@ -102,7 +102,7 @@ WITHOUT_DATABASE = """
     from engine_oracle import check_store
     from engine_tools import open_memory, stop_server, vector
     from pixelmemory import PixelmemoryError, ProjectionUnavailableError
-    from pixelmemory.log import set_fault_hook
+    from pixelmemory.faults import set_fault_hook
 
     home, name = sys.argv[1:3]
     pixeltable = Path(os.environ["PIXELTABLE_HOME"])
@@ -213,7 +213,7 @@ KEYS = """
     from pathlib import Path
     from database_tools import pid_in, suspended
     from engine_tools import open_memory, vector
-    from pixelmemory.log import set_fault_hook
+    from pixelmemory.faults import set_fault_hook
 
     home, name = sys.argv[1:]
     pixeltable = Path(os.environ["PIXELTABLE_HOME"])

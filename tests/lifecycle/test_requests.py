@@ -11,7 +11,7 @@ import pytest
 from engine_tools import async_memory, vector
 
 from pixelmemory import ProjectionUnavailableError
-from pixelmemory.log.file.files import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 
 
 @pytest.fixture

@@ -334,7 +334,7 @@ import os, sys, uuid
 from pathlib import Path
 from pixelmemory import Options, StoreForkedError
 from pixelmemory.memory.events import MemoryDeleted
-from pixelmemory.log import Log
+from pixelmemory.log.file.file_log import Log
 
 log = Log.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=1, options=Options(), on_commit=lambda a: None)
 log.submit([MemoryDeleted("n", "1")])

@@ -14,7 +14,8 @@ import pytest
 from log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plain, read_all, sample_events
 
 from pixelmemory import LogPoisonedError, LogWriteError, UnknownOutcomeError
-from pixelmemory.log.file.files import FAULT_POINTS, Buffer, Files, set_fault_hook
+from pixelmemory.faults import LOG_FAULT_POINTS, set_fault_hook
+from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event
 from pixelmemory.options import SyncMode
@@ -254,7 +255,7 @@ import resource, signal, sys, threading, uuid
 from pathlib import Path
 from pixelmemory import LogWriteError, Options
 from pixelmemory.memory.events import MemoryDeleted
-from pixelmemory.log import Log
+from pixelmemory.log.file.file_log import Log
 
 done, last = threading.Semaphore(0), []
 def on_commit(appends):
@@ -311,7 +312,7 @@ def test_every_fault_point_is_on_some_path(tmp_path: Path) -> None:
         Manifest(store_id=uuid.UUID(int=1)).save(tmp_path)
     finally:
         set_fault_hook(None)
-    assert seen == set(FAULT_POINTS)
+    assert seen == set(LOG_FAULT_POINTS)
 
 
 KILLED = """
@@ -319,7 +320,8 @@ import sys, uuid
 from pathlib import Path
 from pixelmemory import Options
 from pixelmemory.memory.events import MemoryAdded
-from pixelmemory.log import Log, Manifest
+from pixelmemory.log.file.file_log import Log
+from pixelmemory.store.manifest import Manifest
 
 folder = Path(sys.argv[1])
 def on_commit(appends):

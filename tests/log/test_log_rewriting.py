@@ -28,7 +28,7 @@ from pixelmemory.errors import (
     StoreError,
     WrongThreadError,
 )
-from pixelmemory.log.file.files import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.log.file.scan import Finding, scan
 from pixelmemory.log.file.switch import finish_switch

@@ -14,7 +14,7 @@ from pixelmemory.store.lock import StoreLock
 HOLDER = """
 import sys
 from pathlib import Path
-from pixelmemory.log import StoreLock
+from pixelmemory.store.lock import StoreLock
 lock = StoreLock.acquire(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -71,7 +71,7 @@ FORK = """
 import os, sys
 from pathlib import Path
 from pixelmemory import StoreLockedError
-from pixelmemory.log import StoreLock
+from pixelmemory.store.lock import StoreLock
 
 def free():
     try:
@@ -111,7 +111,7 @@ def test_forks_neither_release_nor_keep_the_lock(tmp_path: Path) -> None:
 ORPHAN = """
 import os, sys, time
 from pathlib import Path
-from pixelmemory.log import StoreLock
+from pixelmemory.store.lock import StoreLock
 
 lock = StoreLock.acquire(Path(sys.argv[1]))
 if os.fork() == 0:

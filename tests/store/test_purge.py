@@ -293,7 +293,7 @@ def _serve() -> None:
 
 
 def _purge_in_child(store_name: str, ids: list[str] | None, up_to_lsn: int, point: str) -> None:
-    from pixelmemory.log.file.files import set_fault_hook
+    from pixelmemory.faults import set_fault_hook
     from pixelmemory.projection.pixeltable.purge import purge, scrub
     from pixelmemory.projection.pixeltable.startup import start_pixeltable
     from pixelmemory.projection.pixeltable.tables import ProjectionState, TableSet
@@ -335,7 +335,7 @@ def purging_processes() -> Iterator[Callable[..., int]]:
 
 
 def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
-    from pixelmemory.projection.pixeltable.purge import PURGE_FAULT_POINTS
+    from pixelmemory.faults import PURGE_FAULT_POINTS
 
     searched = ("content", "metadata", "vectors")
     points = sorted(PURGE_FAULT_POINTS, key=lambda point: point != "purge.graph_built")  # while there is a graph

@@ -185,7 +185,7 @@ def test_the_rest_of_a_backlog_is_applied_after_a_reopen(open_memory: OpenMemory
 BACKLOG = """
 import os, signal, sys, threading
 from engine_tools import open_memory, vector
-from pixelmemory.log import set_fault_hook
+from pixelmemory.faults import set_fault_hook
 
 memory = open_memory(*sys.argv[1:])
 memory.add_entry("visible", memory_id="visible", embedding=vector(0))

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pixelmemory.errors import LogError, LogWriteError, UnknownOutcomeError
+from pixelmemory.faults import fault_point
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.files import Files, fault_point, write_all
+from pixelmemory.log.file.files import Files, write_all
 from pixelmemory.log.file.frame import FLAG_SYNCED_EACH, FrameKind, build_frame, frame_bytes
 from pixelmemory.log.file.recovery import ReadyLog, write_mark
 from pixelmemory.log.file.segment import (

@@ -1,115 +1,31 @@
 """The one door to the disk: every file operation of the log and the manifest goes through :class:`Files`.
 
-Tests pass a subclass that fails the Nth operation, writes short, or forgets what was not synced. The named fault points
-(:data:`FAULT_POINTS`) stand around each write, sync, rename and truncate; they do nothing unless a hook is set, or the
-environment variable ``PIXELMEMORY_FAULT_POINT=name[:n]`` asks for a SIGKILL at the nth hit.
+Tests pass a subclass that fails the Nth operation, writes short, or forgets what was not synced. A fault point stands
+around each write, sync, rename and truncate (:mod:`pixelmemory.faults`).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
 import stat
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from pixelmemory.faults import fault_point
+
 __all__ = [
-    "FAULT_POINTS",
     "Buffer",
     "Files",
     "ensure_folder",
-    "fault_point",
     "read_file",
-    "set_fault_hook",
     "sync_parents",
     "write_all",
     "write_file",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-
-#: the fault points of this package, in the order of a life; the projector has its own
-FAULT_POINTS = (
-    "frame.before_write",
-    "frame.after_write",
-    "frame.after_sync",
-    "undo.before_truncate",
-    "undo.after_truncate",
-    "undo.after_sync",
-    "segment.before_create",
-    "segment.after_write",
-    "segment.after_sync",
-    "segment.after_rename",
-    "segment.after_folder_sync",
-    "seal.before_truncate",
-    "seal.before_write",
-    "seal.after_write",
-    "seal.after_sync",
-    "close.before_write",
-    "close.after_write",
-    "close.after_sync",
-    "quarantine.before_write",
-    "quarantine.after_write",
-    "quarantine.after_sync",
-    "quarantine.after_folder_sync",
-    "manifest.before_write",
-    "manifest.after_write",
-    "manifest.after_sync",
-    "manifest.after_rename",
-    "manifest.after_folder_sync",
-    "rewrite.before_create",
-    "rewrite.after_create",
-    "rewrite.after_write",
-    "rewrite.before_seal",
-    "rewrite.after_segment_sync",
-    "rewrite.before_rest",
-    "rewrite.after_sync",
-    "rewrite.after_folder_sync",
-    "rewrite.before_switch",
-    "rewrite.after_old_rename",
-    "rewrite.after_old_sync",
-    "rewrite.after_new_rename",
-    "rewrite.after_new_sync",
-    "rewrite.before_removal",
-    "rewrite.after_unlink",
-    "rewrite.after_removal",
-    "rewrite.after_removal_sync",
-)
-
-_hook: Callable[[str], None] | None = None
-
-
-def set_fault_hook(hook: Callable[[str], None] | None) -> None:
-    """Call ``hook(name)`` at every fault point of this process; None removes it. For tests."""
-    global _hook
-    _hook = hook
-
-
-def fault_point(name: str) -> None:
-    """A named place where a test may stop the process. Does nothing otherwise."""
-    if _hook is not None:
-        _hook(name)
-
-
-def _hook_from_environment(setting: str) -> Callable[[str], None]:
-    wanted, _, count = setting.partition(":")
-    hits_left = int(count or 1)
-
-    def hook(name: str) -> None:
-        nonlocal hits_left
-        if name == wanted:
-            hits_left -= 1
-            if hits_left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    return hook
-
-
-if _setting := os.environ.get("PIXELMEMORY_FAULT_POINT"):
-    set_fault_hook(_hook_from_environment(_setting))
 
 
 def _sync_file(fd: int) -> None:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from zlib import crc32
 
 from pixelmemory.errors import LogCorruptError
-from pixelmemory.log.file.files import Files, ensure_folder, fault_point, read_file, write_all, write_file
+from pixelmemory.faults import fault_point
+from pixelmemory.log.file.files import Files, ensure_folder, read_file, write_all, write_file
 from pixelmemory.log.file.frame import FrameKind, build_frame
 from pixelmemory.log.file.segment import (
     FLAG_RECOVERED,

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from zlib import crc32
 
 from pixelmemory.errors import LogCorruptError
-from pixelmemory.log.file.files import Buffer, Files, fault_point, write_all
+from pixelmemory.faults import fault_point
+from pixelmemory.log.file.files import Buffer, Files, write_all
 from pixelmemory.log.file.frame import ALGORITHM_CRC32
 
 __all__ = [

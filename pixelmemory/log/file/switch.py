@@ -16,7 +16,8 @@ import contextlib
 from pathlib import Path
 
 from pixelmemory.errors import LogCorruptError
-from pixelmemory.log.file.files import Files, fault_point
+from pixelmemory.faults import fault_point
+from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.segment import segment_name
 
 __all__ = [

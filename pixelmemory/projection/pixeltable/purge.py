@@ -21,7 +21,7 @@ import psycopg
 from psycopg import errors, sql
 
 from pixelmemory.errors import ProjectionError, ProjectionUnavailableError
-from pixelmemory.log.file.files import fault_point
+from pixelmemory.faults import fault_point
 from pixelmemory.memory.values import memory_key
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.internals import StoreTable
@@ -29,25 +29,9 @@ from pixelmemory.projection.pixeltable.startup import embedded_folder, empty_pix
 from pixelmemory.projection.pixeltable.tables import TableSet, namespace_key
 from pixelmemory.projection.sql.session import connect
 
-__all__ = ["PURGE_FAULT_POINTS", "purge", "require_sql", "scrub", "scrub_wal"]
+__all__ = ["purge", "require_sql", "scrub", "scrub_wal"]
 
 _logger = logging.getLogger("pixelmemory.projection")
-
-#: the fault points of a purge and of the scrub after it, in their order
-PURGE_FAULT_POINTS = (
-    "purge.begun",
-    "purge.rows",
-    "purge.committed",
-    "purge.statistics_deleted",
-    "purge.graph_dropped",
-    "purge.table_rewritten",
-    "purge.statistics_rewritten",
-    "purge.logs_emptied",
-    "purge.wal_switched",
-    "purge.wal_checkpoint",
-    "purge.wal_rewritten",
-    "purge.graph_built",
-)
 
 #: how long one attempt waits for a lock: readers of the table queue behind it meanwhile
 LOCK_SECONDS_MAX = 1.0

@@ -23,7 +23,7 @@ import msgspec
 import pixeltable as pxt
 from pixeltable import exceptions as excs
 
-from pixelmemory.log.file.files import fault_point
+from pixelmemory.faults import fault_point
 from pixelmemory.memory.schema import ColumnKind, Schema
 from pixelmemory.options import Layout
 from pixelmemory.projection.embed import embed_content

@@ -19,7 +19,7 @@ import pixeltable as pxt
 import sqlalchemy as sql
 
 from pixelmemory.errors import ProjectionError
-from pixelmemory.log.file.files import fault_point
+from pixelmemory.faults import fault_point
 from pixelmemory.memory.values import decode_metadata, from_timestamp, memory_key
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.embed import VectorSource
