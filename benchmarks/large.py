@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import data
 from benchmarks.peer_process import PeerProcess, installed
-from benchmarks.place import Place, add_corpus, await_graphs
+from benchmarks.place import Place, add_corpus, await_indexes
 from benchmarks.reads import LIMIT, SCHEMA, Filtered, filter_bars, filtered_reads, get_seconds, search_seconds
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import p50, say
@@ -107,7 +107,7 @@ async def _shared(place: Place, of: data.Corpus, sizes: Sizes) -> tuple[float, f
     async with AsyncMemory(place.name("shared"), SCHEMA, {"dimensions": data.DIMENSIONS}, options=options) as mem:
         await add_corpus(mem, of, "most", np.flatnonzero(~member[: sizes.shared_rows]).tolist())
         await add_corpus(mem, of, "few", np.flatnonzero(member).tolist())
-        await await_graphs(mem)
+        await await_indexes(mem)
         check(await mem.count() == sizes.shared_rows, "not every row is there")
         seconds, recall = await search_seconds(mem, of, sizes.calls, member, namespace="few")
     return p50(seconds) * 1000, recall
@@ -125,11 +125,11 @@ async def measure(place: Place) -> Large:
         AsyncMemory(place.name("large"), SCHEMA, given, options=options) as mem,
     ):
         await add_corpus(small, small_of)
-        await await_graphs(small)
+        await await_indexes(small)
         say(f"{sizes.rows} rows with the graph")
         started = time.perf_counter()
         ids = await add_corpus(mem, of)
-        await await_graphs(mem)
+        await await_indexes(mem)
         finished = time.perf_counter() - started
         check(await mem.count("all") == sizes.rows, "not every row is there")
         if installed("chroma"):

@@ -17,7 +17,7 @@ import msgspec
 from benchmarks import data
 from pixelmemory import AsyncMemory, Options
 
-__all__ = ["Place", "add_corpus", "await_graphs", "environment", "minilm_path", "stop_postgres"]
+__all__ = ["Place", "add_corpus", "await_indexes", "environment", "minilm_path", "stop_postgres"]
 
 T = TypeVar("T")
 
@@ -109,9 +109,10 @@ async def add_corpus(
     return ids
 
 
-async def await_graphs(mem: AsyncMemory) -> None:
-    """Wait until every graph that is due is built and the statistics are taken."""
+async def await_indexes(mem: AsyncMemory) -> None:
+    """Wait until every HNSW index that is due is built and the statistics are taken."""
     assert mem._engine is not None
-    graphs = mem._engine.store().projection._graphs
-    if graphs is not None and not await anyio.to_thread.run_sync(graphs.wait, PATIENCE_SECONDS):
-        raise TimeoutError("the graph was not built in time")
+    host: Any = mem._engine.store().projection.host
+    indexes = host.indexes
+    if indexes is not None and not await anyio.to_thread.run_sync(indexes.wait, PATIENCE_SECONDS):
+        raise TimeoutError("the HNSW index was not built in time")

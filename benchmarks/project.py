@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks import data
 from benchmarks.peer_process import PeerProcess, installed
-from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_graphs, minilm_path
+from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_indexes, minilm_path
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
@@ -244,7 +244,7 @@ async def given_rate(place: Place, corpus: data.Corpus) -> float:
         started = time.perf_counter()
         await add_corpus(mem, corpus)
         seconds = time.perf_counter() - started
-        await await_graphs(mem)
+        await await_indexes(mem)
         check(await mem.count("all") == rows + 1, "not every row is there")
         query = corpus.queries[0]
         found = [each["metadata"]["n"] for each in await mem.search("all", vector=query, limit=11)]

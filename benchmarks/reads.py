@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import data
 from benchmarks.peer_process import PeerProcess, installed
-from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_graphs
+from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_indexes
 from benchmarks.report import Bar, check, not_run
 from benchmarks.timing import each_seconds_async, p50, say
 from pixelmemory import AsyncMemory
@@ -233,7 +233,7 @@ async def measure(place: Place) -> Reads:
     options, given = place.options(), {"dimensions": data.DIMENSIONS}
     async with AsyncMemory(place.name("reads"), SCHEMA, given, options=options) as mem:
         ids = await add_corpus(mem, of)
-        await await_graphs(mem)
+        await await_indexes(mem)
         peer = PeerProcess(place, "chroma", sizes.rows, 1) if installed("chroma") else None
         try:
             if peer is not None:

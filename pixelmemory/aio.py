@@ -7,27 +7,31 @@ import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import anyio.lowlevel
+import msgspec
 
 from pixelmemory.engine.engine import Engine
 from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
 from pixelmemory.interrupts import uninterrupted
 from pixelmemory.log.file.files import Files
 from pixelmemory.memory.arguments import (
-    CheckedSearch,
+    CheckedEntry,
     check_added,
-    check_added_entry,
     check_consistency,
+    check_entry,
     check_search,
     check_timeout,
     check_updated,
+    id_list,
 )
 from pixelmemory.memory.events import MemoryAdded, MemoryDeleted
-from pixelmemory.memory.values import CheckedEntry, check_limit, check_memory_id, check_namespace, new_memory_id
+from pixelmemory.memory.identity import new_memory_id
+from pixelmemory.memory.search import Ranking
+from pixelmemory.memory.values import check_limit, check_memory_id, check_namespace
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.options import Options
 from pixelmemory.store.opening import OpenStore, check_name
@@ -243,7 +247,7 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
-        checked = check_added(store, content, metadata, memory_id, timestamp, embedding)
+        checked = check_added(store.rules, content, metadata, memory_id, timestamp, embedding)
         if checked.memory_id is not None:
             return (await self._add([checked], checked_namespace, engine, ["memory_id"]))[0]
         event = _added(checked, checked_namespace, engine)
@@ -271,7 +275,7 @@ class AsyncMemory:
             raise InvalidTypeError("entries", f"must be a list of dicts, not {type_name(entries)}")
         checked: list[CheckedEntry] = []
         for i, entry in enumerate(entries):
-            checked.append(check_added_entry(store, entry, f"entries[{i}]"))
+            checked.append(check_entry(store.rules, entry, f"entries[{i}]"))
             if i % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1:
                 await anyio.lowlevel.checkpoint()  # a thousand entries take 10 ms, and others want their turn
         if not checked:
@@ -367,21 +371,23 @@ class AsyncMemory:
             EmbeddingError: the query could not be embedded.
         """
         engine, store = self._running()
-        wanted = check_search(store, namespace, query, limit, metadata_filter, start_time, end_time, vector, min_score)
+        wanted = check_search(
+            store.rules, namespace, query, limit, metadata_filter, start_time, end_time, vector, min_score
+        )
         lsn = check_consistency(consistency)
         seconds = check_timeout(timeout)
-        embedded = wanted.vector
         if wanted.query is not None and store.embedder is not None:
             text, embedder = wanted.query, store.embedder
-            embedded = await engine.read(lambda: embedder.embed_query(text))
+            vector = await engine.read(lambda: embedder.embed_query(text))
+            wanted = msgspec.structs.replace(wanted, vector=vector)
         await engine.wait_for(lsn, seconds)
-        if embedded is None and not self._warned_of_question and _is_question(store, wanted.namespace):
+        if wanted.ranking is Ranking.NEWEST and not self._warned_of_question and _is_question(store, wanted.namespace):
             self._warned_of_question = True
             _logger.warning(
                 "search() was given the namespace %s, which holds no memory: did you mean query=...?",
                 brief(wanted.namespace),
             )
-        return await engine.read(lambda: _run_search(store, wanted, embedded))
+        return await engine.read(lambda: store.query.search(wanted))
 
     async def truncated_memories(
         self,
@@ -444,7 +450,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_id = check_memory_id(memory_id, engine.options)
-        event = check_updated(store, checked_namespace, checked_id, content, metadata, embedding)
+        event = check_updated(store.rules, checked_namespace, checked_id, content, metadata, embedding)
         async with engine.locked(checked_namespace, [checked_id]):
             if not await engine.existing(checked_namespace, [checked_id]):
                 return False
@@ -472,7 +478,7 @@ class AsyncMemory:
         Raises:
             As :meth:`add_entry`.
         """
-        return await self._delete(_id_list(memory_ids), namespace, "memory_ids")
+        return await self._delete(id_list(memory_ids), namespace, "memory_ids")
 
     async def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
@@ -504,7 +510,7 @@ class AsyncMemory:
             LogWriteError: there was no room to write the log anew; nothing is erased yet, but the vectors.
             ProjectionError: the tables could not be purged; erase again, or reopen the store.
         """
-        return await self._erase(_id_list(memory_ids), namespace, "memory_ids")
+        return await self._erase(id_list(memory_ids), namespace, "memory_ids")
 
     async def erase_namespace(self, namespace: str) -> int:
         """Erase every memory that ``namespace`` holds or ever held, as :meth:`erase_memories` does.
@@ -517,9 +523,9 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         store.projection.check_erasable()
-        page = check_search(store, checked_namespace, None, ERASED_PAGE, None, None, None, None, None)
+        page = check_search(store.rules, checked_namespace, None, ERASED_PAGE, None, None, None, None, None)
         await engine.wait_for("session")
-        while found := await engine.read(lambda: _run_search(store, page, None)):
+        while found := await engine.read(lambda: store.query.search(page)):
             if not await self.delete_memories([record["memory_id"] for record in found], checked_namespace):
                 break  # rows of the user's that no id of ours names: they go with the others' past
             await engine.wait_for("session")
@@ -576,7 +582,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         await engine.wait_for("session")
-        return await engine.read(lambda: store.query.table(checked_namespace))
+        return await engine.read(lambda: store.projection.namespace_table(checked_namespace))
 
     # -- the store as a whole
 
@@ -594,11 +600,9 @@ class AsyncMemory:
         one = None if namespace is None else check_namespace(namespace, engine.options)
         await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
 
-        def run() -> int:
-            wanted = store.projection.tables.namespaces() if one is None else [one]
-            return sum(store.query.count(wanted).values())
-
-        return await engine.read(run)
+        if one is None:
+            return await engine.read(store.query.total)
+        return await engine.read(lambda: store.query.count([one])[one])
 
     async def flush(self, timeout: float | None = None) -> int:
         """Wait until everything acknowledged is flushed to the device and visible to every reader.
@@ -651,28 +655,5 @@ def _is_question(store: OpenStore, namespace: str) -> bool:
     """Whether ``namespace`` reads like a query: it has whitespace, and is none of the store's."""
     if not any(char.isspace() for char in namespace):
         return False
-    is_known = store.projection.tables.name_of(namespace) is not None
+    is_known = store.query.knows(namespace)
     return not is_known and store.projection.projector.watermark >= store.log.durable_lsn  # else it may be about to be
-
-
-def _id_list(memory_ids: object) -> list[str]:
-    """What was given as several ids, none of them checked yet."""
-    if isinstance(memory_ids, (str, bytes)) or not isinstance(memory_ids, Iterable):
-        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type_name(memory_ids)}")
-    return list(memory_ids)
-
-
-def _run_search(store: OpenStore, wanted: CheckedSearch, vector: np.ndarray | None) -> list[MemoryRecord]:
-    from pixelmemory.projection.query import Search
-
-    return store.query.search(
-        Search(
-            namespace=wanted.namespace,
-            limit=wanted.limit,
-            vector=vector,
-            filter=wanted.filter,
-            start=wanted.start,
-            end=wanted.end,
-            min_score=wanted.min_score,
-        )
-    )

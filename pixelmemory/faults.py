@@ -111,14 +111,14 @@ PURGE_FAULT_POINTS = (
     "purge.rows",
     "purge.committed",
     "purge.statistics_deleted",
-    "purge.graph_dropped",
+    "purge.hnsw_dropped",
     "purge.table_rewritten",
     "purge.statistics_rewritten",
     "purge.logs_emptied",
     "purge.wal_switched",
     "purge.wal_checkpoint",
     "purge.wal_rewritten",
-    "purge.graph_built",
+    "purge.hnsw_built",
 )
 
 _hook: Callable[[str], None] | None = None

@@ -19,16 +19,23 @@ import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
 
 from pixelmemory import AsyncMemory, Memory, Options
 
+if TYPE_CHECKING:
+    from pixelmemory.projection.pixeltable.host import PixeltableHost
+    from pixelmemory.projection.pixeltable.tables import TableSet
+    from pixelmemory.projection.sql.hnsw import IndexKeeper
+
 __all__ = [
     "GIVEN",
     "answer_of",
     "async_memory",
+    "host_of",
+    "indexes_of",
     "listening_ports",
     "open_memory",
     "options_at",
@@ -37,6 +44,7 @@ __all__ = [
     "script_environment",
     "start_script",
     "stop_server",
+    "tables_of",
     "tables_path",
     "vector",
     "with_pixeltable",
@@ -85,6 +93,26 @@ def with_pixeltable(run: Callable[[], T]) -> T:
 
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(released).result()
+
+
+def host_of(memory: Memory) -> PixeltableHost:
+    """The host of an open store's tables."""
+    engine = memory._memory._engine
+    assert engine is not None
+    host: Any = engine._store.projection.host  # type: ignore[union-attr]
+    return cast("PixeltableHost", host)
+
+
+def tables_of(memory: Memory) -> TableSet:
+    """Which tables it has."""
+    return host_of(memory).tables
+
+
+def indexes_of(memory: Memory) -> IndexKeeper:
+    """The upkeep of their HNSW indexes."""
+    indexes = host_of(memory).indexes
+    assert indexes is not None
+    return indexes
 
 
 def tables_path(store_name: str) -> str:

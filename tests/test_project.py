@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import importlib.metadata
 import inspect
 import os
@@ -63,13 +64,23 @@ def test_every_error_is_exported_and_explained() -> None:
 
 # ---------------------------------------------------------------------------------------------- import direction
 
-#: rooms that may import those of their own line and of the lines before it
+#: rooms that may import those of their own line and of the lines before it; the longest name that fits counts
 TIERS = (
-    ("errors",),
-    ("models", "options", "paths", "forks", "faults", "quiet", "installed", "interrupts"),
-    ("memory", "embedding"),
-    ("log", "projection", "store"),
-    ("loop_thread", "engine"),
+    ("errors", "forks", "faults"),
+    ("paths", "quiet", "installed", "interrupts"),
+    ("options", "models"),
+    ("memory",),
+    ("embedding",),
+    ("log.contract",),
+    ("log",),
+    ("projection.changes", "projection.scaling", "projection.stats"),
+    ("projection.contract",),
+    ("projection.mismatch", "projection.sql"),
+    ("projection.batches", "projection.embed", "projection.query"),
+    ("projection.dead_letters", "projection.projector", "projection.projection", "projection.missing"),
+    ("projection.pixeltable",),
+    ("store",),
+    ("engine", "loop_thread"),
     ("aio",),
     ("sync",),
     ("__init__",),
@@ -78,8 +89,13 @@ TIERS = (
     ("__main__",),
 )
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
-#: arrows that point upwards still
-UPWARD = {"memory/arguments.py"}
+
+
+def _room(module: str) -> str:
+    """The room of a module, which is given without the package's name."""
+    parts = module.split(".")
+    rooms = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((room for room in rooms if room in RANK), "__init__")
 
 
 class Import(NamedTuple):
@@ -89,14 +105,20 @@ class Import(NamedTuple):
     line: int
     target: str
     typing_only: bool
+    in_function: bool
 
     @property
-    def part(self) -> str:
-        """The module or package directly under ``pixelmemory`` that holds the statement."""
-        return self.path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    def module(self) -> str:
+        """The module that holds the statement, without the package's name."""
+        return ".".join(self.path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
     def __str__(self) -> str:
         return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
+
+
+def _is_module(package: str, name: str) -> bool:
+    folder = ROOT.joinpath(*package.split("."))
+    return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
 
 
 def _imports(path: Path) -> Iterator[Import]:
@@ -105,6 +127,8 @@ def _imports(path: Path) -> Iterator[Import]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             typing_only.update(inner for statement in node.body for inner in ast.walk(statement))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    in_function = {inner for node in ast.walk(tree) if isinstance(node, functions) for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -112,11 +136,11 @@ def _imports(path: Path) -> Iterator[Import]:
             assert node.level == 0, f"{path}:{node.lineno} is a relative import"
             module = node.module or ""
             # "from pixelmemory import errors" is about pixelmemory.errors
-            targets = [f"{module}.{alias.name}" for alias in node.names] if module == "pixelmemory" else [module]
+            targets = [f"{module}.{alias.name}" if _is_module(module, alias.name) else module for alias in node.names]
         else:
             continue
         for target in targets:
-            yield Import(path, node.lineno, target, node in typing_only)
+            yield Import(path, node.lineno, target, node in typing_only, node in in_function)
 
 
 @functools.cache
@@ -126,7 +150,7 @@ def _package_imports() -> tuple[Import, ...]:
 
 def test_every_module_has_its_place() -> None:
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert modules <= set(RANK)
+    assert modules <= {room.split(".")[0] for room in RANK}
 
 
 def test_imports_go_downwards() -> None:
@@ -136,17 +160,41 @@ def test_imports_go_downwards() -> None:
         if target[0] != "pixelmemory":
             continue
         checked += 1
-        if str(found.path.relative_to(PACKAGE)) in UPWARD:
-            continue
         # what is no module is a name of the package itself, whose own imports reach down to aio and sync
-        module = target[1] if len(target) > 1 and target[1] in RANK else "__init__"
-        assert RANK[module] <= RANK[found.part], str(found)
+        assert RANK[_room(".".join(target[1:]))] <= RANK[_room(found.module)], str(found)
     assert checked > 50
 
 
-def test_pixeltable_is_imported_in_two_places() -> None:
-    users = {found.part for found in _package_imports() if _top(found) == "pixeltable" and not found.typing_only}
-    assert users <= {"projection", "doctor"}
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """At import, that is: what stands in a function is there because it loads late."""
+    graph: dict[str, set[str]] = {}
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    for found in _package_imports():
+        target = found.target.removeprefix("pixelmemory.")
+        if not found.typing_only and not found.in_function and target in modules:
+            graph.setdefault(found.module, set()).add(target)
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()  # raises CycleError, and names them
+    assert len(graph) > 50
+
+
+def _users_of(package: str, *, but: str) -> set[str]:
+    """The modules that import ``package``, those whose names begin with ``but`` left out."""
+    return {
+        found.module
+        for found in _package_imports()
+        if f"{found.target}.".startswith(f"{package}.") and not found.typing_only and not found.module.startswith(but)
+    }
+
+
+def test_what_is_never_imported() -> None:
+    assert _users_of("pixeltable", but="projection.pixeltable") == {"projection.embed"}
+    assert _users_of("pixelmemory.doctor", but="doctor") <= {"cli.common", "cli.repair", "cli.show", "cli.verify"}
+    hosts = ("pixeltable", "pixelmemory.projection.pixeltable", "pixelmemory.projection.embed")
+    users = {module for host in hosts for module in _users_of(host, but="projection.pixeltable")}
+    assert not {module for module in users if module.startswith(("memory", "projection.sql"))}
+    # the rest of the projection knows its host by the contract alone, and the store chooses it in one place
+    assert users <= {"projection.embed", "store.host", "doctor.comparison"}
 
 
 def test_the_main_thread_waits_for_nothing_that_ctrl_c_tears() -> None:
@@ -305,9 +353,12 @@ def test_the_quick_start_runs(minilm_path: str, tmp_path: Path) -> None:
 
 
 def test_the_demo_uses_the_public_names_alone() -> None:
-    targets = [found.target for found in _imports(ROOT / "examples/demo.py") if _top(found) == "pixelmemory"]
-    assert targets
-    assert {target.split(".")[-1] for target in targets} <= set(pixelmemory.__all__)
+    tree = ast.parse((ROOT / "examples/demo.py").read_text())
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "pixelmemory"]
+    assert {alias.name for node in froms for alias in node.names} <= set(pixelmemory.__all__)
+    assert {found.target for found in _imports(ROOT / "examples/demo.py") if _top(found) == "pixelmemory"} == {
+        "pixelmemory"
+    }
 
 
 def test_the_demo_finds_its_input(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,23 +23,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, LimitExceededError, PixelmemoryError
-from pixelmemory.memory import values
+from pixelmemory.memory import identity
+from pixelmemory.memory.arguments import CheckedEntry, check_added, check_entry
+from pixelmemory.memory.identity import memory_key, new_memory_id
+from pixelmemory.memory.metadata import decode_metadata, encode_metadata
+from pixelmemory.memory.rules import Rules
 from pixelmemory.memory.schema import parse_schema
 from pixelmemory.memory.values import (
-    CheckedEntry,
     check_content,
-    check_entry,
     check_limit,
     check_memory_id,
     check_namespace,
     check_time_range,
     check_timestamp,
     check_vector,
-    decode_metadata,
-    encode_metadata,
     from_timestamp,
-    memory_key,
-    new_memory_id,
 )
 from pixelmemory.options import Options
 
@@ -104,7 +102,7 @@ def test_a_subclass_of_str_is_kept_as_its_text() -> None:
 
 def test_ids_are_monotone_uuids_of_version_7(monkeypatch: pytest.MonkeyPatch) -> None:
     # another test may have set the clock ahead, and ids never go back
-    monkeypatch.setattr(values, "_id_last", 0)
+    monkeypatch.setattr(identity, "_id_last", 0)
     before_ms = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
     ids = [new_memory_id() for _ in range(20_000)]
     assert ids == sorted(set(ids))
@@ -125,7 +123,7 @@ def test_ids_of_threads_are_distinct() -> None:
 
 
 def test_ids_do_not_follow_the_global_random_state() -> None:
-    program = "import random; random.seed(1); from pixelmemory.memory.values import new_memory_id as new; "
+    program = "import random; random.seed(1); from pixelmemory.memory.identity import new_memory_id as new; "
     program += "print(new()[15:], new()[15:])"
     made = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)]
     assert made[0] != made[1]
@@ -136,14 +134,14 @@ def test_ids_do_not_follow_the_global_random_state() -> None:
 def test_ids_differ_after_a_fork() -> None:
     program = """
 import os
-from pixelmemory.memory import values
-values.new_memory_id()
+from pixelmemory.memory import identity
+identity.new_memory_id()
 read, write = os.pipe()
 if os.fork() == 0:
-    os.write(write, str(values._random.getrandbits(200)).encode())
+    os.write(write, str(identity._random.getrandbits(200)).encode())
     os._exit(0)
 os.wait()
-print(os.read(read, 200).decode() != str(values._random.getrandbits(200)))
+print(os.read(read, 200).decode() != str(identity._random.getrandbits(200)))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert run.stdout.strip() == "True"
@@ -434,14 +432,14 @@ def test_an_entry_with_everything() -> None:
         "embedding": [1.0, 0.0],
     }
     expected = CheckedEntry("mine", "text", b'{"a":1}', 86_400_000_000, struct.pack("<2f", 1, 0))
-    assert check_entry(entry, OPTIONS, 2, "entries[0]", None) == expected
+    assert check_entry(Rules(OPTIONS, None, 2), entry, "entries[0]") == expected
 
 
 def test_an_entry_with_content_alone() -> None:
     bare = CheckedEntry(None, "", b"{}", None, None)
-    assert check_entry({"content": ""}, OPTIONS, None, "entries[0]", None) == bare
+    assert check_entry(Rules(OPTIONS), {"content": ""}, "entries[0]") == bare
     nothing = {"content": "", "metadata": None, "memory_id": None, "timestamp": None, "embedding": None}
-    assert check_entry(nothing, OPTIONS, None, "entries[0]", None) == bare
+    assert check_entry(Rules(OPTIONS), nothing, "entries[0]") == bare
 
 
 @pytest.mark.parametrize(
@@ -463,14 +461,14 @@ def test_an_entry_with_content_alone() -> None:
 )
 def test_a_bad_entry_is_named(entry: object, message: str) -> None:
     with pytest.raises(PixelmemoryError, match=message):
-        check_entry(entry, OPTIONS, 2, "entries[4]", parse_schema({"year": int}))
+        check_entry(Rules(OPTIONS, parse_schema({"year": int}), 2, has_model=True), entry, "entries[4]")
 
 
 def test_a_single_add_is_named_by_its_arguments() -> None:
     with pytest.raises(InvalidTypeError, match=r"^content must be a string"):
-        check_entry({"content": 5}, OPTIONS, None, "", None)
+        check_added(Rules(OPTIONS), 5, None, None, None, None)
 
 
 def test_a_vector_needs_a_store_with_vectors() -> None:
     with pytest.raises(InvalidArgumentError, match="embedding was given, and this store has no vectors"):
-        check_entry({"content": "a", "embedding": [1.0]}, OPTIONS, None, "", None)
+        check_added(Rules(OPTIONS), "a", None, None, None, [1.0])

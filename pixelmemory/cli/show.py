@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pixelmemory.cli.common import CLEAN, FOUND, Commands, add_command, damage_text, find_store, shorten
 from pixelmemory.doctor.export import LOST, event_fields, event_name, json_line, utc_text
 from pixelmemory.doctor.inspection import Damage, DamageKind, LogInspection
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EventRemoved, MemoryDeleted
 
 __all__ = ["add_log"]

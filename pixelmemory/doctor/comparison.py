@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from pixelmemory.errors import ProjectionUnavailableError
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryDeleted
 from pixelmemory.paths import absolute_path
 
@@ -233,24 +233,12 @@ def open_snapshot(store_name: str, tables_id: uuid.UUID, history_id: uuid.UUID) 
     Raises:
         ProjectionUnavailableError: there is none, or it cannot be read; the message says why.
     """
-    from pixelmemory.projection.pixeltable.startup import start_pixeltable
-    from pixelmemory.projection.sql.session import connect
-
     _refuse_to_make_a_home()
-    start_pixeltable(keep_http_server=False)
-    from pixelmemory.projection.pixeltable.internals import thread_released
-    from pixelmemory.projection.pixeltable.tables import ROOT, find_folder, folder_name
+    from pixelmemory.projection.pixeltable.inspection import open_tables
 
     try:
-        with (
-            thread_released(),
-            connect("pixelmemory verify", options="-c timezone=UTC") as connection,
-        ):
-            connection.autocommit = False
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.read_only = True
-            folder = find_folder(store_name, tables_id, str(history_id)) or folder_name(store_name, tables_id)
-            yield ProjectionSnapshot(connection, f"{ROOT}/{folder}")
+        with open_tables(store_name, tables_id, history_id) as (connection, path):
+            yield ProjectionSnapshot(connection, path)
     except psycopg.Error as error:
         raise ProjectionUnavailableError(f"the database cannot be read: {error}") from error
 
@@ -267,27 +255,16 @@ def _refuse_to_make_a_home() -> None:
 
 def _physical(path: str, *needed: str) -> tuple[str, Mapping[str, str]]:
     """The table in PostgreSQL behind a Pixeltable path, and its columns, ``needed`` among them."""
-    import pixeltable as pxt
-    from pixeltable import exceptions as excs
+    from pixelmemory.projection.pixeltable.inspection import physical_table
 
-    from pixelmemory.projection.pixeltable.internals import resolve
-
-    try:
-        found = resolve(pxt.get_table(path))
-    except excs.NotFoundError:
-        raise ProjectionUnavailableError(
-            f"Pixeltable has no table {path}. If the store is used with another Pixeltable, set PIXELTABLE_HOME; else "
-            "the next open makes it anew"
-        ) from None
-    except excs.Error as error:
-        raise ProjectionUnavailableError(f"table {path} cannot be read: {error}") from error
+    found = physical_table(path)
     if gone := [column for column in needed if column not in found.columns]:
         raise ProjectionUnavailableError(f"table {path} has no column {gone[0]} any more; rebuild the projection")
     return found.name, found.columns
 
 
 def _select(table: str, columns: list[Any]) -> sql.Composed:
-    from pixelmemory.projection.pixeltable.internals import LIVE
+    from pixelmemory.projection.sql.physical import LIVE
 
     return sql.SQL("SELECT {} FROM {} WHERE {}").format(
         sql.SQL(", ").join(columns), sql.Identifier(table), sql.SQL(LIVE)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
 
 __all__ = ["EVENT_NAMES", "LOST", "event_fields", "event_name", "is_placeholder", "json_line"]

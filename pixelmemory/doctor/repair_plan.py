@@ -10,8 +10,9 @@ from typing import NamedTuple
 from pixelmemory.doctor.inspection import LogInspection
 from pixelmemory.doctor.salvage import Batch, Damage, DamageKind, SegmentView
 from pixelmemory.errors import LogCorruptError, ManifestError, StoreError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.frame import RECORD_HEADER_BYTES, Frame, FrameKind, StoredEvent
+from pixelmemory.log.file.frame import RECORD_HEADER_BYTES, Frame, FrameKind
 from pixelmemory.log.file.segment import SEGMENT_HEADER_BYTES, Place, Segment
 from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
 from pixelmemory.memory.events import EventRemoved, MemoryDeleted, encode_event

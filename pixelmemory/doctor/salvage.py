@@ -12,6 +12,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from pixelmemory.errors import LogCorruptError, LogError, UnknownEventError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.frame import (
     FRAME_ALIGNMENT_BYTES,
@@ -20,7 +21,6 @@ from pixelmemory.log.file.frame import (
     Frame,
     FrameHeader,
     FrameKind,
-    StoredEvent,
     decode_records,
     frame_bytes,
     parse_frame_header,

@@ -39,11 +39,12 @@ from pixelmemory.forks import forks
 from pixelmemory.interrupts import launch, start_new_thread
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.files import Files
+from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.memory.schema import parse_schema
 from pixelmemory.models import Health, Stats
 from pixelmemory.options import Options
-from pixelmemory.store.manifest import Erasure
+from pixelmemory.store.compaction import compact
 from pixelmemory.store.opening import OpenStore, open_store
 
 __all__ = ["Engine"]
@@ -662,12 +663,12 @@ class Engine:
         Goes on to its end where the call is cancelled.
         """
         erasure = Erasure(namespace, memory_ids, await self.flush())
-        return await anyio.to_thread.run_sync(self.store().maintenance.erase, erasure)
+        return await anyio.to_thread.run_sync(self.store().eraser.erase, erasure)
 
     async def compact(self) -> int:
         """Leave one event of each memory; returns by how many bytes the log shrank. Goes on as :meth:`erase` does."""
         lsn = await self.flush()
-        return await anyio.to_thread.run_sync(self.store().maintenance.compact, lsn)
+        return await anyio.to_thread.run_sync(compact, self.store().maintenance, lsn)
 
     # -- how it is
 
@@ -702,8 +703,8 @@ class Engine:
             problems.append(f"writes are refused: {failure}")
         elif (problem := store.log.problem) is not None:
             problems.append(f"writes fail: {problem}")
-        if store.maintenance.problem is not None:
-            problems.append(store.maintenance.problem)
+        if store.eraser.problem is not None:
+            problems.append(store.eraser.problem)
         projector = store.projection.projector
         if projector.blocked is not None:
             problems.append(projector.blocked)

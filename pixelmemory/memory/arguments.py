@@ -1,104 +1,138 @@
-"""The arguments of a call, checked against the store that it is made on. Nothing here waits or is logged."""
+"""A call's arguments, checked against the rules of its store: in come a caller's values, out go events and searches.
+
+Nothing here waits or is logged.
+"""
 
 from __future__ import annotations
 
-import datetime as dt
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
+import msgspec
 import numpy as np
 
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, type_name
 from pixelmemory.memory.events import MemoryUpdated
-from pixelmemory.memory.filters import Filter, parse_filter
+from pixelmemory.memory.filters import parse_filter
+from pixelmemory.memory.metadata import decode_metadata, encode_metadata
+from pixelmemory.memory.rules import Rules
+from pixelmemory.memory.search import Ranking, Search
 from pixelmemory.memory.values import (
-    CheckedEntry,
     check_content,
-    check_entry,
     check_limit,
+    check_memory_id,
     check_namespace,
     check_time_range,
-    check_values,
+    check_timestamp,
     check_vector,
-    decode_metadata,
-    encode_metadata,
     from_timestamp,
 )
-from pixelmemory.store.opening import OpenStore
 
 __all__ = [
-    "CheckedSearch",
+    "CheckedEntry",
     "check_added",
-    "check_added_entry",
     "check_consistency",
+    "check_entry",
     "check_search",
     "check_timeout",
     "check_updated",
+    "id_list",
 ]
 
 NEEDS_VECTOR = "is required: this store has no model, so its vectors are always given"
 
 
-class CheckedSearch(NamedTuple):
-    """The conditions of one search; ``query`` or ``vector`` or neither."""
+class CheckedEntry(msgspec.Struct, frozen=True, gc=False):
+    """One entry of ``add_entries`` in the form the log holds; None where the caller gave nothing."""
 
-    namespace: str
-    limit: int
-    query: str | None
-    #: float32, (dimensions,)
-    vector: np.ndarray | None
-    filter: Filter | None
-    #: inclusive bounds, aware
-    start: dt.datetime | None
-    end: dt.datetime | None
-    min_score: float | None
+    memory_id: str | None
+    content: str
+    metadata_json: bytes
+    #: microseconds since the epoch, UTC
+    created_at_us: int | None
+    #: float32, little-endian
+    embedding: bytes | None
+
+
+#: what an entry may have, in the order of :func:`check_added`
+_ENTRY_KEYS = ("content", "metadata", "memory_id", "timestamp", "embedding")
+
+
+def check_entry(rules: Rules, entry: object, field: str) -> CheckedEntry:
+    """One entry of an add of several: a dict with ``content`` and optionally the others of :func:`check_added`.
+
+    Args:
+        entry: what the caller gave; an optional key with the value None counts as absent.
+        field: how errors name the entry, such as ``entries[3]``.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError, LimitExceededError, SchemaViolationError: as the single checks.
+    """
+    if not isinstance(entry, Mapping):
+        raise InvalidTypeError(field, f"must be a dict with 'content', not {type_name(entry)}")
+    if unknown := [key for key in entry if key not in _ENTRY_KEYS]:
+        names, known = ", ".join(map(brief, unknown[:5])), ", ".join(sorted(_ENTRY_KEYS))
+        raise InvalidArgumentError(field, f"has unknown keys: {names}; known are {known}")
+    if "content" not in entry:
+        raise InvalidArgumentError(field, "has no 'content'")
+    content, metadata, memory_id, timestamp, embedding = map(entry.get, _ENTRY_KEYS)
+    return check_added(rules, content, metadata, memory_id, timestamp, embedding, prefix=f"{field}.")
 
 
 def check_added(
-    store: OpenStore, content: object, metadata: object, memory_id: object, timestamp: object, embedding: object
+    rules: Rules,
+    content: object,
+    metadata: object,
+    memory_id: object,
+    timestamp: object,
+    embedding: object,
+    *,
+    prefix: str = "",
 ) -> CheckedEntry:
-    """The memory of a single add."""
-    checked = check_values(
-        content, metadata, memory_id, timestamp, embedding, store.options, store.dimensions, "", store.schema
+    """A memory to add; ``prefix`` stands before the names of the values in errors."""
+    options, schema, dimensions = rules.options, rules.schema, rules.dimensions
+    checked_content = check_content(content, options, f"{prefix}content")
+    metadata_json = encode_metadata(metadata, options, f"{prefix}metadata")
+    if schema is not None:
+        schema.check(decode_metadata(metadata_json), f"{prefix}metadata")
+    if embedding is not None and dimensions is None:
+        raise InvalidArgumentError(f"{prefix}embedding", "was given, and this store has no vectors")
+    checked = CheckedEntry(
+        None if memory_id is None else check_memory_id(memory_id, options, f"{prefix}memory_id"),
+        checked_content,
+        metadata_json,
+        None if timestamp is None else check_timestamp(timestamp, f"{prefix}timestamp"),
+        None if embedding is None or dimensions is None else check_vector(embedding, dimensions, f"{prefix}embedding"),
     )
-    return _with_vector(store, checked, "")
-
-
-def check_added_entry(store: OpenStore, entry: object, field: str) -> CheckedEntry:
-    """One entry of an add of several; ``field`` is how errors name it."""
-    return _with_vector(store, check_entry(entry, store.options, store.dimensions, field, store.schema), f"{field}.")
-
-
-def _with_vector(store: OpenStore, checked: CheckedEntry, prefix: str) -> CheckedEntry:
-    if store.dimensions is not None and store.embedder is None and checked.embedding is None:
+    if dimensions is not None and not rules.has_model and checked.embedding is None:
         raise InvalidArgumentError(f"{prefix}embedding", NEEDS_VECTOR)
     return checked
 
 
 def check_updated(
-    store: OpenStore, namespace: str, memory_id: str, content: object, metadata: object, embedding: object
+    rules: Rules, namespace: str, memory_id: str, content: object, metadata: object, embedding: object
 ) -> MemoryUpdated:
     """The event of an update; ``namespace`` and ``memory_id`` are checked."""
-    text = None if content is None else check_content(content, store.options)
+    text = None if content is None else check_content(content, rules.options)
     metadata_json: bytes | None = None
     if metadata is not None:
-        metadata_json = encode_metadata(metadata, store.options)
-        if store.schema is not None:
-            store.schema.check(decode_metadata(metadata_json))
+        metadata_json = encode_metadata(metadata, rules.options)
+        if rules.schema is not None:
+            rules.schema.check(decode_metadata(metadata_json))
     vector: bytes | None = None
     if embedding is not None:
-        if store.dimensions is None:
+        if rules.dimensions is None:
             raise InvalidArgumentError("embedding", "was given, and this store has no semantic search")
         if text is None:
             raise InvalidArgumentError("embedding", "needs content: a vector belongs to a text")
-        vector = check_vector(embedding, store.dimensions)
-    elif text is not None and store.dimensions is not None and store.embedder is None:
+        vector = check_vector(embedding, rules.dimensions)
+    elif text is not None and rules.dimensions is not None and not rules.has_model:
         raise InvalidArgumentError("embedding", NEEDS_VECTOR)
     return MemoryUpdated(namespace, memory_id, text, metadata_json, vector)
 
 
 def check_search(
-    store: OpenStore,
+    rules: Rules,
     namespace: object,
     query: object,
     limit: object,
@@ -107,9 +141,9 @@ def check_search(
     end_time: object,
     vector: object,
     min_score: object,
-) -> CheckedSearch:
+) -> Search:
     """The conditions of a search."""
-    options = store.options
+    options = rules.options
     checked_namespace = check_namespace(namespace, options)
     checked_limit = check_limit(limit)
     parsed = parse_filter(metadata_filter, options)
@@ -119,14 +153,14 @@ def check_search(
     text: str | None = None
     if query is not None:
         text = check_content(query, options, "query")
-        if store.embedder is None:
-            why = "this store has no semantic search" if store.dimensions is None else "this store has no model"
+        if not rules.has_model:
+            why = "this store has no semantic search" if rules.dimensions is None else "this store has no model"
             raise InvalidArgumentError("query", f"was given, and {why}; pass metadata_filter, times or vector")
     checked_vector: np.ndarray | None = None
     if vector is not None:
-        if store.dimensions is None:
+        if rules.dimensions is None:
             raise InvalidArgumentError("vector", "was given, and this store has no semantic search")
-        checked_vector = np.frombuffer(check_vector(vector, store.dimensions, "vector"), dtype="<f4")
+        checked_vector = np.frombuffer(check_vector(vector, rules.dimensions, "vector"), dtype="<f4")
     if min_score is not None:
         if isinstance(min_score, bool) or not isinstance(min_score, (int, float)):
             raise InvalidTypeError("min_score", f"must be a number, not {type_name(min_score)}")
@@ -135,16 +169,24 @@ def check_search(
         if query is None and vector is None:
             raise InvalidArgumentError("min_score", "needs query or vector")
         min_score = float(min_score)
-    return CheckedSearch(
+    return Search(
         checked_namespace,
         checked_limit,
-        text,
-        checked_vector,
-        parsed,
-        None if start_us is None else from_timestamp(start_us),
-        None if end_us is None else from_timestamp(end_us),
-        min_score,
+        Ranking.NEWEST if text is None and checked_vector is None else Ranking.SIMILARITY,
+        query=text,
+        vector=checked_vector,
+        filter=parsed,
+        start=None if start_us is None else from_timestamp(start_us),
+        end=None if end_us is None else from_timestamp(end_us),
+        min_score=min_score,
     )
+
+
+def id_list(memory_ids: object) -> list[str]:
+    """What was given as several ids, none of them checked yet."""
+    if isinstance(memory_ids, (str, bytes)) or not isinstance(memory_ids, Iterable):
+        raise InvalidTypeError("memory_ids", f"must be a list of str, not {type_name(memory_ids)}")
+    return list(memory_ids)
 
 
 def check_consistency(value: object) -> str | int:

@@ -18,7 +18,7 @@ import msgspec
 
 from pixelmemory.errors import InvalidArgumentError, InvalidFilterError, InvalidTypeError, brief, type_name
 from pixelmemory.memory.filter_mistakes import mistaken_key, mistaken_value
-from pixelmemory.memory.values import plain_json
+from pixelmemory.memory.metadata import plain_json
 from pixelmemory.options import Options
 
 __all__ = ["And", "Condition", "Filter", "Not", "Operator", "Or", "equal", "matches", "ordered_kind", "parse_filter"]

@@ -12,10 +12,9 @@ import numpy as np
 
 from pixelmemory.errors import UnembeddableTextError
 from pixelmemory.faults import fault_point
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.options import Options
 from pixelmemory.projection.changes import Change, fold
-from pixelmemory.projection.pixeltable.startup import is_infrastructure_error
 from pixelmemory.projection.scaling import has_direction, scaled
 
 __all__ = ["Batch", "EmbedTexts", "Preparer", "TruncatedTexts"]
@@ -47,6 +46,7 @@ class Preparer:
         truncated: which texts it cuts, or None.
         dimensions: of a vector, or None without semantic search.
         options: the pauses between tries.
+        is_infrastructure_error: whether an error of the model's speaks of the machine, and is tried again.
         stopping: ends a wait for the next try.
         block, unblock: told of what fails and is tried again, and of its end.
     """
@@ -58,6 +58,7 @@ class Preparer:
         dimensions: int | None,
         options: Options,
         *,
+        is_infrastructure_error: Callable[[BaseException], bool],
         stopping: threading.Event,
         block: Callable[[str, Exception], None],
         unblock: Callable[[str], None],
@@ -66,6 +67,7 @@ class Preparer:
         self._truncated = truncated
         self._dimensions = dimensions
         self._options = options
+        self._is_infrastructure_error = is_infrastructure_error
         self._stopping = stopping
         self._block = block
         self._unblock = unblock
@@ -138,10 +140,10 @@ class Preparer:
                 outcomes |= dict(zip(texts, scaled(vectors), strict=True))
                 self._unblock("embedding")
                 return outcomes
-            if len(texts) == 1 and not is_infrastructure_error(failure):
+            if len(texts) == 1 and not self._is_infrastructure_error(failure):
                 outcomes[texts[0]] = f"{type(failure).__name__}: {failure}"
                 return outcomes
-            if not is_infrastructure_error(failure):
+            if not self._is_infrastructure_error(failure):
                 half = len(texts) // 2
                 return outcomes | self._embed_each(texts[:half]) | self._embed_each(texts[half:])
             self._block("embedding", failure)

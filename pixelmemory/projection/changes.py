@@ -15,8 +15,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryEvent, MemoryUpdated
+from pixelmemory.memory.state import UNKNOWN, MemoryState
 
 __all__ = ["Change", "fold"]
 
@@ -24,7 +25,7 @@ __all__ = ["Change", "fold"]
 class Change(msgspec.Struct, gc=False):
     """What a batch does to one memory. Many at a time: the garbage collector need not look at them.
 
-    ``content``, ``metadata_json`` and ``embedding`` are the row's new values; None means "as it is" in a patch.
+    ``state`` has the row's new values: all of them for an insert; for a patch None stands for what stays as it is.
     """
 
     namespace: str
@@ -36,10 +37,8 @@ class Change(msgspec.Struct, gc=False):
     delete: bool = False
     insert: bool = False
     patch: bool = False
-    content: str | None = None
-    metadata_json: bytes | None = None
-    embedding: bytes | None = None
-    created_at_us: int | None = None
+    #: what the events come to; None after a delete
+    state: MemoryState | None = None
 
     @property
     def lsns(self) -> list[int]:
@@ -51,22 +50,37 @@ class Change(msgspec.Struct, gc=False):
         """(namespace, memory id)."""
         return self.namespace, self.memory_id
 
+    @property
+    def content(self) -> str | None:
+        """The row's new content."""
+        return None if self.state is None else self.state.content
+
+    @property
+    def metadata_json(self) -> bytes | None:
+        """The row's new metadata."""
+        return None if self.state is None else self.state.metadata_json
+
+    @property
+    def embedding(self) -> bytes | None:
+        """The caller's vector of the new content."""
+        return None if self.state is None else self.state.embedding
+
+    @property
+    def created_at_us(self) -> int | None:
+        """When the memory was created; of an insert alone."""
+        return None if self.state is None else self.state.created_at_us
+
     def _apply(self, event: MemoryEvent) -> None:
         if isinstance(event, MemoryAdded):
             self.insert, self.patch = True, False
-            self.content, self.metadata_json = event.content, event.metadata_json
-            self.embedding, self.created_at_us = event.embedding, event.created_at_us
         elif isinstance(event, MemoryUpdated):
             self.patch = not self.insert
-            if event.content is not None:
-                self.content, self.embedding = event.content, event.embedding
-            if event.metadata_json is not None:
-                self.metadata_json = event.metadata_json
         else:
             # an insert of this batch that is deleted again leaves nothing, unless a row stood before it
             self.delete = self.delete or not self.insert
             self.insert = self.patch = False
-            self.content = self.metadata_json = self.embedding = self.created_at_us = None
+        # of a memory that was there before the batch, or should have been, nothing else is known
+        self.state = MemoryState.evolve(UNKNOWN if self.state is None else self.state, event)
 
 
 def fold(events: Iterable[StoredEvent]) -> dict[tuple[str, str], Change]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.projection.changes import Change
-from pixelmemory.projection.pixeltable.startup import first_line, is_infrastructure_error
-from pixelmemory.projection.pixeltable.writer import DeadLetter, TableWriter, Vectors, letters_of
+from pixelmemory.projection.contract import DeadLetter, Host, Vectors, letters_of
+from pixelmemory.projection.sql.failures import first_line
 
 __all__ = ["apply_what_can_be"]
 
@@ -19,7 +19,7 @@ REFUSED_MAX = 8
 
 
 def apply_what_can_be(
-    writer: TableWriter, changes: Sequence[Change], vectors: Vectors, *, revive: bool = False
+    host: Host, changes: Sequence[Change], vectors: Vectors, *, revive: bool = False
 ) -> list[DeadLetter]:
     """Apply what can be applied of ``changes`` by halving them, and return the dead letters of the rest.
 
@@ -37,12 +37,12 @@ def apply_what_can_be(
     while waiting:
         part = waiting.pop()
         try:
-            writer.prepare(part)
+            host.prepare(part)
             revived = [lsn for change in part for lsn in change.lsns] if revive else []
-            dead += writer.apply(part, vectors, checkpoint_lsn=None, replace=True, revived_lsns=revived)
+            dead += host.apply(part, vectors, checkpoint_lsn=None, replace=True, revived_lsns=revived)
             accepted += len(part)
         except Exception as error:
-            if is_infrastructure_error(error):
+            if host.is_infrastructure_error(error):
                 raise
             reason = first_line(error)[:REASON_CHARS_MAX]
             if len(part) > 1:

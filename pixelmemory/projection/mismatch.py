@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pixelmemory.errors import ProjectionMismatchError
 from pixelmemory.memory.schema import Schema, fields_fingerprint
 from pixelmemory.options import Layout
-from pixelmemory.projection.pixeltable.tables import ProjectionState
+from pixelmemory.projection.contract import ProjectionState
 
 __all__ = ["find_mismatch"]
 

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.memory.erasure import Erasure
 from pixelmemory.projection.stats import ProjectorStats
-from pixelmemory.store.manifest import Erasure
 
 __all__ = ["MissingProjection"]
 
@@ -50,7 +50,7 @@ class _MissingProjector:
         return ProjectorStats(0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, self.blocked)
 
 
-class _MissingTables:
+class _MissingHost:
     """Every question about the tables is answered with the cause."""
 
     def __init__(self, reason: str) -> None:
@@ -71,7 +71,7 @@ class MissingProjection:
 
     def __init__(self, cause: Exception) -> None:
         self.projector = _MissingProjector(cause)
-        self.tables = self.reads = _MissingTables(self.projector.blocked)
+        self.host = self.query = _MissingHost(self.projector.blocked)
 
     def check_erasable(self) -> NoReturn:
         """Raise ProjectionUnavailableError."""

@@ -17,7 +17,6 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
@@ -29,12 +28,9 @@ from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection.batches import Batch, EmbedTexts, Preparer, TruncatedTexts
 from pixelmemory.projection.changes import Change
+from pixelmemory.projection.contract import DeadLetter, Host, letters_of
 from pixelmemory.projection.dead_letters import apply_what_can_be
-from pixelmemory.projection.pixeltable import internals
-from pixelmemory.projection.pixeltable.startup import first_line, is_infrastructure_error, is_missing_table
-from pixelmemory.projection.pixeltable.tables import TableSet
-from pixelmemory.projection.pixeltable.writer import DeadLetter, TableWriter, letters_of
-from pixelmemory.projection.sql.hnsw import GraphKeeper
+from pixelmemory.projection.sql.failures import first_line
 from pixelmemory.projection.stats import ProjectorStats
 
 __all__ = ["Projector", "ProjectorStats"]
@@ -56,9 +52,7 @@ class Projector:
 
     Args:
         log: what to read.
-        tables: where to write.
-        writer: how.
-        graphs: told of every batch; None where Pixeltable keeps the graphs itself.
+        host: where to write.
         checkpoint_lsn: last LSN that is applied.
         dead_letters: those that are recorded.
         embed: the store's model, or None.
@@ -67,16 +61,13 @@ class Projector:
         options: limits.
         on_watermark: called on a projector thread after each step, with the new watermark; also when the state of
             health changes.
-        revive: called before a batch is tried again: brings an embedded database back that was killed.
     """
 
     def __init__(
         self,
         log: Log,
-        tables: TableSet,
-        writer: TableWriter,
+        host: Host,
         *,
-        graphs: GraphKeeper | None,
         checkpoint_lsn: int,
         dead_letters: Sequence[DeadLetter],
         embed: EmbedTexts | None,
@@ -84,18 +75,14 @@ class Projector:
         dimensions: int | None,
         options: Options,
         on_watermark: Callable[[int], None],
-        revive: Callable[[], None],
     ) -> None:
         self._log = log
-        self._tables = tables
-        self._writer = writer
-        self._graphs = graphs
+        self._host = host
         self._options = options
         self._on_watermark = on_watermark
-        self._revive = revive
         #: last LSN whose event is visible; only the writer thread moves it
         self.watermark = checkpoint_lsn
-        #: up to here a life that was killed while it looked for a poisoned event may have applied some events already
+        #: up to here a life that was killed while it halved a refused batch may have applied some events already
         self._replayed_lsn = log.durable_lsn
         #: by LSN; only the writer thread changes it
         self.dead_letters: dict[int, DeadLetter] = {letter.lsn: letter for letter in dead_letters}
@@ -109,7 +96,14 @@ class Projector:
 
         self._stopping = threading.Event()
         self._preparer = Preparer(
-            embed, truncated, dimensions, options, stopping=self._stopping, block=self._block, unblock=self._unblock
+            embed,
+            truncated,
+            dimensions,
+            options,
+            is_infrastructure_error=host.is_infrastructure_error,
+            stopping=self._stopping,
+            block=self._block,
+            unblock=self._unblock,
         )
         self._wake = threading.Event()
         #: set while a reader waits: batches are not left to gather
@@ -188,10 +182,10 @@ class Projector:
 
     # -- both threads
 
-    @internals.thread_released()
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
-            run()
+            with self._host.on_thread():
+                run()
         except BaseException as error:
             self.failure = error
             self.blocked = f"the projector stopped: {first_line(error)}"
@@ -305,7 +299,7 @@ class Projector:
             try:
                 self._apply(batch, replace=replace)
             except Exception as error:
-                if not is_infrastructure_error(error):
+                if not self._host.is_infrastructure_error(error):
                     raise
                 # the transaction may have committed before the connection broke: apply again as a replacement
                 replace = True
@@ -321,7 +315,7 @@ class Projector:
             self._batches += 1
             self._events += len(batch.events)
             self._unblock("the database")
-            self._graphs_after(batch)
+            self._tend(batch)
             self.watermark = batch.events[-1].lsn
             fault_point("projector.watermark")
             self._on_watermark(self.watermark)
@@ -330,7 +324,7 @@ class Projector:
     def _try_revive(self) -> bool:
         """Whether the database runs; what keeps it from that is what health tells."""
         try:
-            self._revive()
+            self._host.revive(self.check_running)
         except StoreLockedError:
             raise
         except Exception as error:  # noqa: BLE001 - it is tried again, and reported meanwhile
@@ -352,45 +346,30 @@ class Projector:
         last_lsn = batch.events[-1].lsn
         try:
             fault_point("projector.apply.before")
-            self._writer.prepare(changes)
-            self._graphs_before(changes, last_lsn)
+            self._host.prepare(changes)
+            self._host.before_batch(changes, self._log.durable_lsn - last_lsn)
             fault_point("projector.apply.prepared")
-            recorded = self._writer.apply(
+            recorded = self._host.apply(
                 changes, batch.vectors, checkpoint_lsn=last_lsn, dead_letters=dead, replace=replace
             )
             fault_point("projector.apply.after")
         except Exception as error:
-            if is_infrastructure_error(error) and not is_missing_table(error):
+            if self._host.is_infrastructure_error(error) and not self._host.is_missing_table(error):
                 raise
-            if (damage := self._tables.damage(self._names(changes))) is not None:
+            if (damage := self._host.damage({change.namespace for change in changes})) is not None:
                 raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
-            if is_infrastructure_error(error):
+            if self._host.is_infrastructure_error(error):
                 raise
             _logger.warning("a batch was refused (%s): looking for the event that causes it", first_line(error))
             fault_point("projector.bisect.before")
-            dead += apply_what_can_be(self._writer, changes, batch.vectors)
+            dead += apply_what_can_be(self._host, changes, batch.vectors)
             fault_point("projector.bisect.after")
-            recorded = self._writer.apply([], {}, checkpoint_lsn=last_lsn, dead_letters=dead)
+            recorded = self._host.apply([], {}, checkpoint_lsn=last_lsn, dead_letters=dead)
         self._keep(recorded)
 
-    def _names(self, changes: Sequence[Change]) -> set[str]:
-        names = {self._tables.name_of(change.namespace) for change in changes}
-        return {name for name in names if name is not None}
-
-    def _graphs_before(self, changes: Sequence[Change], last_lsn: int) -> None:
-        if self._graphs is not None:
-            self._graphs.before_batch(self._names(changes), self._log.durable_lsn - last_lsn)
-
-    def _graphs_after(self, batch: Batch) -> None:
-        if self._graphs is None:
-            return
-        inserted: Counter[str] = Counter()
-        for change in batch.changes.values():
-            name = self._tables.name_of(change.namespace)
-            if name is not None:
-                inserted[name] += change.insert - change.delete
+    def _tend(self, batch: Batch) -> None:
         try:
-            self._graphs.after_batch(inserted, self._log.durable_lsn - batch.events[-1].lsn)
+            self._host.after_batch(batch.changes.values(), self._log.durable_lsn - batch.events[-1].lsn)
         except Exception as error:  # noqa: BLE001 - the batch is applied; its upkeep is ordered with a later one
             _logger.warning("the upkeep of tables waits for the next batch: %s", first_line(error))
 
@@ -421,11 +400,11 @@ class Projector:
         for key, reason in batch.failed.items():
             dead += letters_of(batch.changes[key], reason)
         changes = [change for key, change in batch.changes.items() if key not in batch.failed]
-        dead += apply_what_can_be(self._writer, changes, batch.vectors, revive=True)
+        dead += apply_what_can_be(self._host, changes, batch.vectors, revive=True)
         fault_point("projector.retry.applied")
         still = {letter.lsn for letter in dead}
         revived = [lsn for lsn in lsns if lsn not in still]
-        self._writer.apply([], {}, checkpoint_lsn=None, dead_letters=dead)  # with what they fail for now
+        self._host.apply([], {}, checkpoint_lsn=None, dead_letters=dead)  # with what they fail for now
         self._keep(dead)
         for lsn in revived:
             del self.dead_letters[lsn]
@@ -452,7 +431,7 @@ class Projector:
             if lsn <= up_to_lsn and letter.namespace == namespace and (wanted is None or letter.memory_id in wanted)
         ]
         if forgotten:
-            self._writer.apply([], {}, checkpoint_lsn=None, revived_lsns=forgotten)
+            self._host.apply([], {}, checkpoint_lsn=None, revived_lsns=forgotten)
         for lsn in forgotten:
             del self.dead_letters[lsn]
         self._dead_keys = _first_lsns(self.dead_letters.values())

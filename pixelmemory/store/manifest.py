@@ -22,8 +22,9 @@ from pixelmemory.errors import ManifestError
 from pixelmemory.faults import fault_point
 from pixelmemory.log.file.files import Files, read_file, write_file
 from pixelmemory.log.file.switch import log_folder
+from pixelmemory.memory.erasure import Erasure
 
-__all__ = ["MANIFEST_NAME", "Erasure", "Manifest", "Place"]
+__all__ = ["MANIFEST_NAME", "Manifest", "Place"]
 
 MANIFEST_NAME = "MANIFEST"
 #: of the store as a whole: the log's format and what the manifest means
@@ -37,16 +38,6 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Version(msgspec.Struct):
     format_version: int
-
-
-class Erasure(msgspec.Struct, frozen=True):
-    """An erase that was begun: which events it takes out."""
-
-    namespace: str
-    #: of the namespace's memories, or None for all of them
-    memory_ids: list[str] | None
-    #: events after it stay: the memory may have been added anew
-    up_to_lsn: int
 
 
 class Place(msgspec.Struct, frozen=True):

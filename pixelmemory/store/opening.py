@@ -44,8 +44,11 @@ from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.log.file.files import Files, ensure_folder
 from pixelmemory.log.file.segment import FORMAT_VERSION
+from pixelmemory.memory.rules import Rules
 from pixelmemory.memory.schema import Schema, parse_schema
 from pixelmemory.options import Options
+from pixelmemory.store.erase import Eraser
+from pixelmemory.store.host import as_unavailable, function_embedder, open_host, start_host
 from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.maintenance import Maintenance
 from pixelmemory.store.manifest import Manifest
@@ -67,10 +70,11 @@ class OpenStore:
 
     Attributes:
         name, folder: of the store.
-        log, projection, query, maintenance: its parts.
+        log, projection, query, maintenance, eraser: its parts.
         schema: checked before each append, or None.
         embedder: the model, or None.
         dimensions: of a vector, or None without semantic search.
+        rules: what it accepts.
         last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
     """
 
@@ -78,6 +82,7 @@ class OpenStore:
     projection: Projection
     query: Query
     maintenance: Maintenance
+    eraser: Eraser
 
     def __init__(self, name: str, folder: Path, options: Options, stack: ExitStack) -> None:
         self.name = name
@@ -87,6 +92,7 @@ class OpenStore:
         self.embedder: Embedder | None = None
         self.dimensions: int | None = None
         self.last_logged_us = 0
+        self.rules = Rules(options)
         self._stack = stack
         self._close_lock = threading.Lock()
 
@@ -167,7 +173,7 @@ def open_store(
         if reembedded and store.embedder is None and store.dimensions is not None:
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         check()
-        missing = _start_pixeltable(store.dimensions, options, check)
+        missing = _start_host(store.dimensions, options, check)
         fields = {} if store.schema is None else store.schema.fields
         manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)
         manifest.save(folder, files, lock.check_place)
@@ -194,6 +200,7 @@ def open_store(
             manifest = _saved(manifest, folder, files, lock.check_place, schema=fields)
         else:
             _go_without(store, missing)
+        store.rules = Rules(options, store.schema, store.dimensions, store.embedder is not None)
         store.maintenance = Maintenance(
             *(folder, manifest),
             log=store.log,
@@ -202,9 +209,10 @@ def open_store(
             files=files,
             check_folder=lock.check_place,
         )
+        store.eraser = Eraser(store.maintenance)
         stack.callback(store.maintenance.close)
         if missing is None:
-            store.maintenance.resume()
+            store.eraser.resume()
         check()
         store._stack = stack.pop_all()
     return store
@@ -214,19 +222,13 @@ def _open_embedding(store: OpenStore, config: EmbeddingConfig | None) -> tuple[s
     """Load the model, and return the text that identifies it and the one that names it."""
     if config is None:
         return NO_EMBEDDING, embedding_label(NO_EMBEDDING, None)
-    store.embedder = open_embedder(config, _function_embedder)
+    store.embedder = open_embedder(config, function_embedder)
     if store.embedder is not None:
         store.dimensions = store.embedder.dimensions
         return store.embedder.fingerprint, store.embedder.label
     store.dimensions = config.dimensions
     given = f"given:{config.dimensions}"
     return given, embedding_label(given, None)
-
-
-def _function_embedder(config: EmbeddingConfig) -> Embedder:
-    from pixelmemory.projection.pixeltable.function import FunctionEmbedder
-
-    return FunctionEmbedder(config)
 
 
 def _check_embedding(manifest: Manifest | None, embedding: str, label: str, options: Options) -> bool:
@@ -280,43 +282,26 @@ def _saved(
     return changed
 
 
-def _start_pixeltable(
+def _start_host(
     dimensions: int | None, options: Options, check: Callable[[], None]
 ) -> ProjectionUnavailableError | None:
-    """Start Pixeltable, and see whether it can index the vectors: before anything says what the store is made with.
-
-    Returns:
-        None; or why it does not start, if the store is opened all the same.
-    """
-    from pixelmemory.projection.pixeltable.startup import start_pixeltable
-
+    """None; or why the tables' host does not start, if the store is opened all the same."""
     try:
-        start_pixeltable(
-            keep_http_server=options.keep_pixeltable_http_server,
-            timeout_seconds=options.database_timeout_seconds,
-            check=check,
-        )
+        start_host(dimensions, options, check)
     except ProjectionUnavailableError as error:
         if not options.open_without_tables:
             raise
         return error
-    from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP16
-
-    if dimensions is not None and dimensions > DIMENSIONS_MAX_FP16:
-        raise InvalidArgumentError(
-            "embedding_config", f"gives {dimensions} dimensions; at most {DIMENSIONS_MAX_FP16} can be indexed"
-        )
     return None
 
 
 def _go_without(store: OpenStore, cause: ProjectionUnavailableError) -> None:
     """Let the store take adds although it has no tables, as the user asked."""
     from pixelmemory.projection.missing import MissingProjection
-    from pixelmemory.projection.query import Query
 
     _logger.error("the store %s is open without its tables: %s", store.name, cause)
     store.projection = cast("Projection", MissingProjection(cause))
-    store.query = Query(store.projection)
+    store.query = store.projection.query
 
 
 def _open_cache(
@@ -339,25 +324,31 @@ def _open_projection(
     rebuild: bool,
 ) -> ProjectionUnavailableError | None:
     """Open the projection; or return why it cannot be, if the store is opened all the same."""
-    from pixelmemory.projection.pixeltable.startup import as_unavailable
-    from pixelmemory.projection.pixeltable.tables import ProjectionState
+    from pixelmemory.projection.contract import ProjectionState
     from pixelmemory.projection.projection import Projection
-    from pixelmemory.projection.query import Query
 
+    state = ProjectionState(
+        store_id=str(manifest.history_id or manifest.store_id),
+        layout=options.layout.value,
+        embedding=embedding,
+        dimensions=store.dimensions,
+        schema=store.schema.fingerprint if store.schema is not None else None,
+    )
+    embed_texts = None if store.embedder is None else _cached(store.embedder, cache)
     try:
-        projection = Projection.open(
-            store.name,
-            manifest.tables_id or manifest.store_id,
-            ProjectionState(
-                store_id=str(manifest.history_id or manifest.store_id),
-                layout=options.layout.value,
-                embedding=embedding,
-                dimensions=store.dimensions,
-                schema=store.schema.fingerprint if store.schema is not None else None,
+        store.projection = Projection.open(
+            open_host(
+                store.name,
+                manifest.tables_id or manifest.store_id,
+                state,
+                schema=store.schema,
+                embed_texts=embed_texts,
+                options=options,
             ),
+            state,
             log=store.log,
             schema=store.schema,
-            embed_texts=None if store.embedder is None else _cached(store.embedder, cache),
+            embed_texts=embed_texts,
             truncated_texts=None if store.embedder is None else store.embedder.truncated,
             options=options,
             rebuild=rebuild,
@@ -372,9 +363,8 @@ def _open_projection(
         if not options.open_without_tables:
             raise unavailable from error
         return unavailable
-    store.projection = projection
     store._stack.callback(store.projection.close)
-    store.query = Query(store.projection)
+    store.query = store.projection.query
     return None
 
 

@@ -17,10 +17,10 @@ from independent_reader import DiskEvent, DiskLog, read_log
 from simulated_disk import SimulatedDisk
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import MemoryAdded
 from pixelmemory.options import Options
 from pixelmemory.store.manifest import Manifest

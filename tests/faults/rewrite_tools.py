@@ -13,10 +13,10 @@ from fault_report import Verdict
 from independent_reader import DiskEvent, DiskLog
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, StoreClosedError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.options import Options
 

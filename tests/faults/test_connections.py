@@ -16,7 +16,8 @@ from engine_tools import answer_of, open_memory, pixeltable_home, run_script, st
 from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import ProjectionUnavailableError
-from pixelmemory.projection.sql.session import ReadConnections, connection_string, shared
+from pixelmemory.projection.pixeltable.startup import connection_string
+from pixelmemory.projection.sql.session import ReadConnections, shared
 
 #: stores in one process, and processes on one Pixeltable; each of either costs its time
 STORES, PROCESSES = (100, 20) if LONG_FORM else (20, 2)
@@ -34,7 +35,7 @@ def _sessions(oracle: psycopg.Connection[Any]) -> list[str]:
     """The names of the clients' sessions on the run's server but the oracle's."""
     rows = oracle.execute(
         "SELECT application_name FROM pg_stat_activity WHERE backend_type = 'client backend' "
-        "AND application_name <> 'oracle'"
+        "AND application_name NOT IN ('oracle', '')"  # nor those of other tests
     )
     return sorted(str(name) for (name,) in rows)
 
@@ -116,12 +117,12 @@ def test_connections_are_bounded_under_many_threads(
 def test_a_turn_that_does_not_come_is_an_error_that_says_what_to_do() -> None:
     pool = ReadConnections()
     with (
-        pool.connection(lambda _connection: None, size_max=1, timeout_seconds=1),
+        pool.connection(connection_string(), lambda _connection: None, size_max=1, timeout_seconds=1),
         pytest.raises(ProjectionUnavailableError, match=r"Options\.connections_max"),
-        pool.connection(lambda _connection: None, size_max=1, timeout_seconds=0.1),
+        pool.connection(connection_string(), lambda _connection: None, size_max=1, timeout_seconds=0.1),
     ):
         pass
-    with pool.connection(lambda _connection: None, size_max=1, timeout_seconds=1) as connection:
+    with pool.connection(connection_string(), lambda _connection: None, size_max=1, timeout_seconds=1) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     pool.forget_idle()
     assert pool.stats() == (0, 0)
@@ -132,7 +133,7 @@ def test_a_block_that_fails_gives_its_turn_back() -> None:
     for _ in range(5):
         with (
             pytest.raises(psycopg.Error),
-            pool.connection(lambda _c: None, size_max=1, timeout_seconds=1) as connection,
+            pool.connection(connection_string(), lambda _c: None, size_max=1, timeout_seconds=1) as connection,
         ):
             connection.execute("SELECT no_such_column")
 
@@ -140,7 +141,10 @@ def test_a_block_that_fails_gives_its_turn_back() -> None:
         raise ZeroDivisionError
 
     for _ in range(5):
-        with pytest.raises(ZeroDivisionError), pool.connection(fail, size_max=1, timeout_seconds=1):
+        with (
+            pytest.raises(ZeroDivisionError),
+            pool.connection(connection_string(), fail, size_max=1, timeout_seconds=1),
+        ):
             pass
     assert pool.stats() == (0, 0)
 
@@ -163,7 +167,8 @@ EXHAUSTED = """
     memory = open_memory(home, name, wait_timeout_seconds=2.0, **few)
     memory.add_entry("before", embedding=vector(1))
     assert memory.count() == 1
-    from pixelmemory.projection.sql.session import connection_string, shared
+    from pixelmemory.projection.pixeltable.startup import connection_string
+from pixelmemory.projection.sql.session import connection_string, shared
     taken = []
     def take_all():
         while True:

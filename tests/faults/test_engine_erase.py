@@ -19,16 +19,17 @@ import pytest
 from engine_lives import Life, Lives, canary_ids, lives
 from engine_oracle import check_store, events_of
 from engine_poison import forbid_poison, let_poison_in
-from engine_tools import async_memory, vector
+from engine_tools import async_memory, tables_of, vector
 from engine_tools import open_memory as open_given
 from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
 from pixelmemory.cli import main
 from pixelmemory.faults import ERASE_FAULT_POINTS, LOG_FAULT_POINTS, PURGE_FAULT_POINTS, set_fault_hook
-from pixelmemory.memory.values import memory_key
+from pixelmemory.memory.erasure import Erasure
+from pixelmemory.memory.identity import memory_key
 from pixelmemory.projection.pixeltable.startup import connection_string
-from pixelmemory.store.manifest import Erasure, Manifest
+from pixelmemory.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from conftest import OpenMemory
@@ -368,8 +369,8 @@ def test_a_projection_that_missed_what_was_taken_out_is_rebuilt(what: str, open_
         # as an old copy has them
         row = {"memory_id": memory_key("m1"), "id_text": "m1", "content": "text 1", "lsn": 2}
         memory.get_namespace_table("default_namespace").insert([row])
-        tables = memory._memory._engine._store.projection.tables  # type: ignore[union-attr]
-        state = tables.store_table("state")
+        tables = tables_of(memory)
+        state = tables.physical("state")
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         connection.execute(f"UPDATE {state.name} SET {state.columns['checkpoint_lsn']} = 5")
     with open_memory() as memory:
@@ -458,7 +459,7 @@ ERASE_POINTS = [
     *ERASE_FAULT_POINTS,
     *(point for point in LOG_FAULT_POINTS if point.startswith("rewrite.")),
     # these tables are too small for a graph; tests/store/test_purge.py has one
-    *(point for point in PURGE_FAULT_POINTS if point != "purge.graph_built"),
+    *(point for point in PURGE_FAULT_POINTS if point != "purge.hnsw_built"),
 ]
 
 

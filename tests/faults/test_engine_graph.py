@@ -5,30 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import psycopg
-from engine_tools import open_memory, vector
+from engine_tools import indexes_of, open_memory, tables_of, vector
 
 from pixelmemory import Memory
 from pixelmemory.projection.pixeltable.startup import connection_string
-from pixelmemory.projection.sql.hnsw import GraphKeeper
-
-
-def _keeper(memory: Memory) -> GraphKeeper:
-    engine = memory._memory._engine
-    assert engine is not None
-    assert engine._store is not None
-    keeper = engine._store.projection._graphs
-    assert keeper is not None
-    return keeper
 
 
 def _graph(memory: Memory) -> tuple[str, str]:
     """The table, and the graph's name in PostgreSQL, which is built."""
     memory.flush()
-    keeper = _keeper(memory)
+    keeper = indexes_of(memory)
     assert keeper.wait(60)
-    (table,) = keeper._tables.memory_tables()
-    assert keeper.has_graph(table)
-    graph = keeper._tables.store_table(table).graph
+    (table,) = tables_of(memory).memory_tables()
+    assert keeper.has_index(table)
+    graph = tables_of(memory).physical(table).hnsw
     assert graph is not None
     return table, graph
 

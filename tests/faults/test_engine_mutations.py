@@ -137,28 +137,28 @@ MUTATIONS = (
     ),
     Mutation(
         "every error of the database makes dead letters",
-        "projection/pixeltable/startup",
+        "projection/sql/failures",
         "    seen: set[int] = set()\n",
         "    seen: set[int] = set()\n    return False\n",
         (AILS,),
     ),
     Mutation(
         "a database without room makes dead letters",
-        "projection/pixeltable/startup",
+        "projection/sql/failures",
         '("08", "53", "57", "58", "40", "55", "XX")',
         '("08", "57", "58", "40", "55", "XX")',
         (AILS,),
     ),
     Mutation(
         "an event that PostgreSQL refuses is tried again for ever",
-        "projection/pixeltable/startup",
+        "projection/sql/failures",
         "            return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES\n",
         "            return True\n",
         (f"{POISON}a_dead_letter_is_a_wait_for_nobody",),
     ),
     Mutation(
         "a text that the model refuses is tried again for ever",
-        "projection/pixeltable/startup",
+        "projection/sql/failures",
         "cause.__cause__ or cause.__context__\n    return False\n",
         "cause.__cause__ or cause.__context__\n    return True\n",
         (f"{POISON}a_text_that_the_model_refuses",),
@@ -167,8 +167,9 @@ MUTATIONS = (
     Mutation(
         "the fold loses an update after an add",
         "projection/changes",
-        "            if event.content is not None:\n",
-        "            if event.content is not None and not self.insert:\n",
+        "        self.state = MemoryState.evolve(UNKNOWN if self.state is None else self.state, event)\n",
+        "        if not (self.insert and isinstance(event, MemoryUpdated)):\n"
+        "            self.state = MemoryState.evolve(UNKNOWN if self.state is None else self.state, event)\n",
         (REBUILT,),
     ),
     Mutation(
@@ -180,9 +181,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the fold keeps the vector of the content before",
-        "projection/changes",
-        "self.content, self.embedding = event.content, event.embedding\n            if",
-        "self.content = event.content\n            if",
+        "memory/state",
+        "            content, embedding = event.content, event.embedding\n",
+        "            content = event.content\n",
         (f"{BATCHES}events_of_a_memory_in_one_batch[default]",),
     ),
     Mutation(
@@ -263,7 +264,7 @@ MUTATIONS = (
     Mutation(
         "a half-built graph is left in the way",
         "projection/sql/hnsw",
-        "            if _is_valid(connection, table.graph) is False:",
+        "            if _is_valid(connection, table.hnsw) is False:",
         "            if False:",
         ("faults/test_engine_graph.py",),
     ),
@@ -304,7 +305,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tables of 0.1.0 are made anew",
-        "projection/projection",
+        "projection/pixeltable/host",
         "            if found is not None and found != folder:\n",
         "            if False:\n",
         (f"{OWNERS}tables_named_as_0_1_0_named_them_move_with_what_users_added",),
@@ -318,7 +319,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the claim on a projection is not renewed after the server was away",
-        "projection/projection",
+        "projection/pixeltable/host",
         "        self._claim.renew()\n",
         "",
         (f"{DATABASE}::test_the_claim_on_a_projection_outlives_a_restart_of_the_server",),

@@ -176,7 +176,7 @@ MUTATIONS = (
     ),
     Mutation(
         "exhaustion does not say what to do",
-        "projection/pixeltable/startup",
+        "projection/sql/failures",
         'return f"{line}. {EXHAUSTED_REMEDY}" if is_exhausted(error) else line',
         "return line",
         (f"{CONNECTIONS}exhaustion_is_an_error_that_says_what_to_do_and_heals",),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pixelmemory.errors import SchemaViolationError
 from pixelmemory.memory.filters import matches, parse_filter
+from pixelmemory.memory.metadata import decode_metadata, encode_metadata
 from pixelmemory.memory.schema import ColumnKind, parse_schema
-from pixelmemory.memory.values import decode_metadata, encode_metadata
 from pixelmemory.options import Options
 from pixelmemory.projection.sql.filters import compile_filter, typed_index
 
@@ -73,12 +73,12 @@ _typed_filters = _condition | st.builds(lambda one, two: {"$or": [one, {"$not": 
 
 
 def _evaluate_typed(
-    connection: psycopg.Connection[Any], rows: list[dict[str, Any]], value: dict[str, Any], *, complete: bool
+    connection: psycopg.Connection[Any], rows: list[dict[str, Any]], value: dict[str, Any]
 ) -> list[bool]:
     assert SCHEMA is not None
     tree = parse_filter(value, OPTIONS)
     assert tree is not None
-    expression, parameters = compile_filter(tree, metadata="metadata", typed=TYPED, typed_complete=complete)
+    expression, parameters = compile_filter(tree, metadata="metadata", typed=TYPED)
     columns = [SCHEMA.extract(row) for row in rows]
     arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in TYPES.items())
     query = (
@@ -110,8 +110,7 @@ def test_typed_columns_agree_with_python(
 ) -> None:
     for value in values:
         expected = [matches(parse_filter(value, OPTIONS), row) for row in rows]
-        assert _evaluate_typed(connection, rows, value, complete=True) == expected, value
-        assert _evaluate_typed(connection, rows, value, complete=False) == expected, value
+        assert _evaluate_typed(connection, rows, value) == expected, value
 
 
 @checked
@@ -124,7 +123,7 @@ def test_rows_older_than_the_schema_are_found_by_their_metadata(
 ) -> None:
     for value in values:
         expected = [matches(parse_filter(value, OPTIONS), row) for row in rows]
-        assert _evaluate_typed(connection, rows, value, complete=False) == expected, value
+        assert _evaluate_typed(connection, rows, value) == expected, value
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +172,12 @@ BIG_TYPED = {
         ({"author": {"$gte": "author 10", "$lt": "author 11"}}, "big_author"),
     ],
 )
-@pytest.mark.parametrize("complete", [False, True])
 def test_an_index_serves(
-    value: dict[str, Any], index: str, complete: bool, big_table: str, connection: psycopg.Connection[Any]
+    value: dict[str, Any], index: str, big_table: str, connection: psycopg.Connection[Any]
 ) -> None:
     tree = parse_filter(value, OPTIONS)
     assert tree is not None
-    sql, parameters = compile_filter(tree, metadata="metadata", typed=BIG_TYPED, typed_complete=complete)
+    sql, parameters = compile_filter(tree, metadata="metadata", typed=BIG_TYPED)
     plan = connection.execute(f"EXPLAIN SELECT n FROM {big_table} WHERE {sql}", parameters).fetchall()
     text = "\n".join(row[0] for row in plan)
     assert f"Index Scan on {index}" in text or f"Scan using {index}" in text, text

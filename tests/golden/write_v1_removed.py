@@ -17,9 +17,9 @@ from pathlib import Path
 from write_v1 import STORE_ID, calls, plain
 
 from pixelmemory import Options
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import Log
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.store.manifest import Manifest
 

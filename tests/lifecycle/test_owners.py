@@ -237,7 +237,7 @@ def test_a_store_that_was_renamed_keeps_its_tables(tmp_path: Path, store_name: s
 @pytest.mark.parametrize("alive", [False, True])
 def test_the_claim_of_a_process_that_has_ended_is_waited_for(tmp_path: Path, store_name: str, alive: bool) -> None:
     """The server notices a killed client a moment later: its session stands in nobody's way, a live one's does."""
-    from pixelmemory.projection.sql.session import connection_string
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     open_memory(tmp_path, store_name).close()
     claimed = with_pixeltable(lambda: tables_path(store_name))

@@ -8,7 +8,7 @@ import pixeltable as pxt
 import pytest
 
 from pixelmemory import ProjectionUnavailableError
-from pixelmemory.projection.pixeltable.startup import first_line
+from pixelmemory.projection.sql.failures import first_line
 
 if TYPE_CHECKING:
     from conftest import OpenMemory

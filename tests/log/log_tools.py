@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pixelmemory import Options
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.log.file.files import Buffer, Files
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
 
 STORE_ID = uuid.UUID("0192f0c8-7a3e-7cc2-98ab-1d2e3f405162")

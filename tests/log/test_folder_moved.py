@@ -15,9 +15,9 @@ import pytest
 from log_tools import STORE_ID, WAIT_SECONDS, OpenLog, added, opened, plain, read_all
 
 from pixelmemory import LogWriteError, ManifestError, StoreError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file import group_commit as writer
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event
 from pixelmemory.store.lock import FolderMovedError, StoreLock
 from pixelmemory.store.manifest import Manifest

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from log_tools import STORE_ID, added, opened, plain, read_all
 
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.scan import Finding, scan
 from pixelmemory.memory.events import EVENT_TYPES, Event, decode_event
 from pixelmemory.store.manifest import Manifest

@@ -15,8 +15,8 @@ from log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plai
 
 from pixelmemory import LogPoisonedError, LogWriteError, UnknownOutcomeError
 from pixelmemory.faults import LOG_FAULT_POINTS, set_fault_hook
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Buffer, Files
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event
 from pixelmemory.options import SyncMode
 from pixelmemory.store.manifest import Manifest

@@ -11,11 +11,11 @@ from log_tools import STORE_ID, added
 
 import pixelmemory.log.file
 from pixelmemory import LogCorruptError, UnknownEventError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.frame import (
     FRAME_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Frame,
-    StoredEvent,
     build_frame,
     check_records,
     count_zero_sectors,

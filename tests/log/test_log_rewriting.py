@@ -29,7 +29,7 @@ from pixelmemory.errors import (
     WrongThreadError,
 )
 from pixelmemory.faults import set_fault_hook
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.scan import Finding, scan
 from pixelmemory.log.file.switch import finish_switch
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryUpdated

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from log_tools import added, opened, plain, read_all, sample_events, segment_paths
 
-from pixelmemory.log.file.frame import StoredEvent
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.scan import Finding, scan
 from pixelmemory.options import SyncMode
 

@@ -17,14 +17,16 @@ import pixeltable as pxt
 import psycopg
 import pytest
 
+from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import parse_schema
-from pixelmemory.memory.values import memory_key
+from pixelmemory.memory.state import MemoryState
 from pixelmemory.projection.changes import Change
+from pixelmemory.projection.contract import ProjectionState
 from pixelmemory.projection.embed import VectorSource, register
 from pixelmemory.projection.pixeltable import internals as store_sql
 from pixelmemory.projection.pixeltable.plain_rows import PlainTables
 from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
-from pixelmemory.projection.pixeltable.tables import INDEX_NAME, ProjectionState, TableSet
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
 from pixelmemory.projection.pixeltable.writer import TableWriter
 
 _folders = itertools.count()
@@ -81,9 +83,12 @@ def changes_of(count: int, seed: int, first_lsn: int = 1) -> list[Change]:
                 name.format(lsn),
                 lsn,
                 insert=True,
-                content=f"{draw.choice(TEXTS)}{lsn}" if lsn != 5 else "",
-                metadata_json=draw.choice([text, text, b"{}", None]),
-                created_at_us=draw.choice([*TIMES_US, draw.randint(0, 2 * 10**15)]),
+                state=MemoryState(
+                    f"{draw.choice(TEXTS)}{lsn}" if lsn != 5 else "",
+                    metadata_json=draw.choice([text, text, b"{}", None]),
+                    created_at_us=draw.choice([*TIMES_US, draw.randint(0, 2 * 10**15)]),
+                    embedding=None,
+                ),
             )
         )
     return rows
@@ -112,7 +117,7 @@ def stored(tables: TableSet, namespace: str) -> tuple[list[tuple[Any, ...]], lis
     """Every physical column of every row ever, as text, and Pixeltable's own records of the table."""
     name = tables.name_of(namespace)
     assert name is not None
-    physical = tables.store_table(name).name
+    physical = tables.physical(name).name
     table_id = physical.removeprefix("tbl_")
     with psycopg.connect(connection_string()) as connection:
         found = connection.execute(
@@ -176,13 +181,13 @@ def test_every_physical_column_is_as_pixeltable_writes_it(
 def test_one_text_with_two_vectors_takes_one_version() -> None:
     """Pixeltable finds vectors by their text, and would need two."""
     tables, writer = projection(8)
-    twins = [Change("one", f"m{n}", n, insert=True, content="same", created_at_us=n) for n in (1, 2, 3)]
+    twins = [Change("one", f"m{n}", n, insert=True, state=MemoryState("same", n, None, None)) for n in (1, 2, 3)]
     vectors = {change.key: np.full(8, change.lsn, "f4") if change.lsn < 3 else None for change in twins}
     writer.prepare(twins)
     before = len(stored(tables, "one")[1][1])
     writer.apply(twins, vectors, checkpoint_lsn=3)
     assert len(stored(tables, "one")[1][1]) == before + 1
-    table = tables.store_table(tables.name_of("one") or "")
+    table = tables.physical(tables.name_of("one") or "")
     with psycopg.connect(connection_string()) as connection:
         found = connection.execute(f"SELECT {table.vector}::text FROM {table.name} ORDER BY rowid".encode()).fetchall()
     assert [row[0] for row in found] == ["[1,1,1,1,1,1,1,1]", "[2,2,2,2,2,2,2,2]", None]
@@ -190,7 +195,7 @@ def test_one_text_with_two_vectors_takes_one_version() -> None:
 
 def entries(first: int, count: int) -> tuple[list[Change], dict[tuple[str, str], np.ndarray]]:
     rows = [
-        Change("one", f"m{n}", n, insert=True, content=f"text {n}", created_at_us=n)
+        Change("one", f"m{n}", n, insert=True, state=MemoryState(f"text {n}", n, None, None))
         for n in range(first, first + count)
     ]
     return rows, {change.key: np.eye(8, dtype="f4")[change.lsn % 8] for change in rows}
@@ -326,7 +331,7 @@ def test_a_refused_row_leaves_nothing(fault: str) -> None:
     elif fault == "vector":
         vectors[changes[1].key] = np.zeros(7, "f4")
     else:
-        changes[1].content = "\ud800"
+        changes[1].state = MemoryState("\ud800", 1, None, None)
     with pytest.raises(Exception, match=r"duplicate key|expected 8 dimensions|surrogates not allowed"):
         insert_plain(tables, changes, vectors)
     assert stored(tables, "one") == before

@@ -21,7 +21,16 @@ from typing import Any, TypeVar
 import numpy as np
 import psycopg
 import pytest
-from engine_tools import DIMENSIONS, open_memory, script_environment, tables_path, vector
+from engine_tools import (
+    DIMENSIONS,
+    host_of,
+    indexes_of,
+    open_memory,
+    script_environment,
+    tables_of,
+    tables_path,
+    vector,
+)
 
 from pixelmemory import Layout, Memory, ProjectionError
 
@@ -91,14 +100,6 @@ def _without_empty_pages(data: bytes, page: int = 8192) -> bytes:
     return b"".join(each for each in pages if each.count(0) < len(each))
 
 
-def tables_of(memory: Memory) -> Any:
-    """The store's TableSet."""
-    engine = memory._memory._engine
-    assert engine is not None
-    assert engine._store is not None
-    return engine._store.projection.tables
-
-
 def forget(memory: Memory, ids: Collection[str] | None, up_to_lsn: int) -> list[int]:
     """Let the projector forget dead letters, on its own thread."""
     engine = memory._memory._engine
@@ -131,14 +132,14 @@ def sql(statement: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def stored(tables: Any, name: str) -> Any:
+def stored(tables: Any, name: str | None) -> Any:
     """The table in PostgreSQL."""
-    return with_pixeltable(lambda: tables.store_table(name))
+    return with_pixeltable(lambda: tables.physical(name))
 
 
 def live_rows(tables: Any) -> dict[str, list[tuple[Any, ...]]]:
     """Every column of every live row of the memories' tables."""
-    from pixelmemory.projection.pixeltable.internals import LIVE
+    from pixelmemory.projection.sql.physical import LIVE
 
     return {
         name: sql(f"SELECT * FROM {stored(tables, name).name} WHERE {LIVE} ORDER BY rowid")
@@ -294,9 +295,10 @@ def _serve() -> None:
 
 def _purge_in_child(store_name: str, ids: list[str] | None, up_to_lsn: int, point: str) -> None:
     from pixelmemory.faults import set_fault_hook
+    from pixelmemory.projection.contract import ProjectionState
     from pixelmemory.projection.pixeltable.purge import purge, scrub
     from pixelmemory.projection.pixeltable.startup import start_pixeltable
-    from pixelmemory.projection.pixeltable.tables import ProjectionState, TableSet
+    from pixelmemory.projection.pixeltable.tables import TableSet
 
     start_pixeltable(keep_http_server=False)
     folder = tables_path(store_name).rpartition("/")[2]
@@ -338,13 +340,13 @@ def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
     from pixelmemory.faults import PURGE_FAULT_POINTS
 
     searched = ("content", "metadata", "vectors")
-    points = sorted(PURGE_FAULT_POINTS, key=lambda point: point != "purge.graph_built")  # while there is a graph
+    points = sorted(PURGE_FAULT_POINTS, key=lambda point: point != "purge.hnsw_built")  # while there is a graph
     with purging_processes() as purge_in_process:
         with open_memory(tmp_path, store_name, graph_rows_min=10) as memory:
             for n in range(40):
                 memory.add_entry(f"kept {n}", memory_id=f"kept {n}", embedding=vector(n))
             memory.flush()
-            keeper = graph_keeper(memory)
+            keeper = indexes_of(memory)
             assert keeper.wait(30)
             tables = tables_of(memory)
             table = stored(tables, tables.name_of(NAMESPACE))
@@ -367,19 +369,12 @@ def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
         with open_memory(tmp_path, store_name, graph_rows_min=10) as memory:
             memory.add_entry("one more", embedding=vector(1))
             memory.flush()
-            assert graph_keeper(memory).wait(30)
+            assert indexes_of(memory).wait(30)
             assert graph_is_valid(table), "what a kill took away is built again"
 
 
-def graph_keeper(memory: Memory) -> Any:
-    engine = memory._memory._engine
-    assert engine is not None
-    assert engine._store is not None
-    return engine._store.projection._graphs
-
-
 def graph_is_valid(table: Any) -> bool:
-    rows = sql(f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{table.graph}')")
+    rows = sql(f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{table.hnsw}')")
     return rows == [(True,)]
 
 
@@ -398,9 +393,11 @@ def test_a_whole_namespace(tmp_path: Path, store_name: str, layout: Layout) -> N
 
         def insert_directly() -> None:
             key = {} if layout is Layout.PER_NAMESPACE else {"namespace_key": namespace_key(NAMESPACE)}
-            tables.table(name).insert([key | {"memory_id": uuid.uuid4(), "content": canaries.texts["dead content"]}])
+            tables.table(name or "").insert(
+                [key | {"memory_id": uuid.uuid4(), "content": canaries.texts["dead content"]}]
+            )
 
-        from pixelmemory.projection.pixeltable.tables import namespace_key
+        from pixelmemory.projection.sql.physical import namespace_key
 
         with_pixeltable(insert_directly)
         sql(f"ANALYZE {stored(tables, name).name}")
@@ -414,20 +411,6 @@ def test_a_whole_namespace(tmp_path: Path, store_name: str, layout: Layout) -> N
         assert memory.count(NAMESPACE) == 0
         assert memory.count("other") == 1
         assert memory.get_memory("kept", "other") is not None
-
-
-def test_a_dropped_projection(tmp_path: Path, store_name: str) -> None:
-    from pixelmemory.projection.pixeltable.purge import scrub_wal
-
-    canaries = Canaries()
-    with open_memory(tmp_path, store_name) as memory:
-        add_canaries(memory, canaries)
-        tables = tables_of(memory)
-        sql(f"ANALYZE {stored(tables, tables.name_of(NAMESPACE)).name}")
-    with_pixeltable(tables.drop)
-    assert found_on_disk(canaries), "dropping alone does not do it"
-    with_pixeltable(scrub_wal)
-    assert found_on_disk(canaries) == {}
 
 
 def test_tables_in_use(tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,8 +445,8 @@ def test_tables_in_use(tmp_path: Path, store_name: str, monkeypatch: pytest.Monk
 
 
 def test_a_role_that_may_not(tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixelmemory.projection.sql import session as module
-    from pixelmemory.projection.sql.session import connection_string
+    from pixelmemory.projection.pixeltable import tables as module
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     canaries = Canaries()
     role = f"role_{store_name}"
@@ -494,16 +477,16 @@ def test_a_role_that_may_not(tmp_path: Path, store_name: str, monkeypatch: pytes
 
 
 def test_the_public_api_alone_cannot(tmp_path: Path, store_name: str) -> None:
-    from pixelmemory.projection.pixeltable.purge import purge, scrub
+    from pixelmemory.projection.contract import Capability
 
     with open_memory(tmp_path, store_name, direct_sql=False) as memory:
         memory.add_entry("text", memory_id="id", embedding=vector(1))
         memory.flush()
-        tables = tables_of(memory)
+        assert "direct_sql" in host_of(memory).lacks[Capability.PURGE]
         with pytest.raises(ProjectionError, match="direct_sql"):
-            purge(tables, NAMESPACE, ["id"], memory.last_lsn)
+            memory.erase_memory("id")
         with pytest.raises(ProjectionError, match="direct_sql"):
-            scrub(tables, NAMESPACE)
+            memory.erase_namespace(NAMESPACE)
         assert memory.get_memory("id") is not None
 
 

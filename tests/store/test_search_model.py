@@ -13,6 +13,7 @@ import numpy as np
 import psycopg
 import pytest
 from embedders import cosine
+from engine_tools import indexes_of, tables_of
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from psycopg import sql
@@ -22,7 +23,6 @@ from pixelmemory.memory.filters import matches, parse_filter
 from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
 from pixelmemory.projection.sql import reads as read_sql
 from pixelmemory.projection.sql import session as connections
-from pixelmemory.projection.sql.hnsw import GraphKeeper
 
 DIMENSIONS = 6
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -299,7 +299,7 @@ GRAPH_ROWS = 3000
 
 
 @pytest.fixture(scope="module")
-def planner_likes_graphs() -> Iterator[None]:
+def planner_likes_hnsw() -> Iterator[None]:
     """PostgreSQL scans tables of a few thousand rows whatever indexes there are; here it is to prefer the graph."""
     start_pixeltable(keep_http_server=False)
     settings = ("enable_seqscan", "enable_sort")
@@ -320,21 +320,12 @@ class Large(NamedTuple):
     vectors: dict[str, NDArray[np.float32]]
 
 
-def graph_keeper(mem: Memory) -> GraphKeeper:
-    engine = mem._memory._engine
-    assert engine is not None
-    assert engine._store is not None
-    keeper = engine._store.projection._graphs
-    assert keeper is not None
-    return keeper
-
-
 def graph_was_used(mem: Memory, namespace: str) -> bool:
     """Whether PostgreSQL has answered a search from the graph of the namespace's table."""
-    tables = graph_keeper(mem)._tables
+    tables = tables_of(mem)
     name = tables.name_of(namespace)
     assert name is not None
-    graph = tables.store_table(name).graph
+    graph = tables.physical(name).hnsw
     deadline = time.monotonic() + 120
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         while time.monotonic() < deadline:
@@ -359,7 +350,7 @@ def shared(request: pytest.FixtureRequest) -> bool:
 def large(
     shared: bool,
     tmp_path_factory: pytest.TempPathFactory,
-    planner_likes_graphs: None,  # noqa: ARG001 - set before a connection is made
+    planner_likes_hnsw: None,  # noqa: ARG001 - set before a connection is made
 ) -> Iterator[Large]:
     options = Options(
         home=tmp_path_factory.mktemp("home"),
@@ -390,7 +381,7 @@ def large(
             [{"content": f"small {n}", "memory_id": str(n), "embedding": vectors[str(n)]} for n in range(30)], "small"
         )
         mem.flush()
-        assert graph_keeper(mem).wait(60)
+        assert indexes_of(mem).wait(60)
         # the graph is there; what is written from now on goes into it
         add(1000, GRAPH_ROWS - 1000)
         for n in range(0, 300, 3):
@@ -402,7 +393,7 @@ def large(
         for key in gone:
             del vectors[key]
         mem.flush()
-        assert graph_keeper(mem).wait(60)
+        assert indexes_of(mem).wait(60)
         yield Large(mem, vectors)
 
 

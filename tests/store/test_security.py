@@ -24,8 +24,8 @@ from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, Memory, 
 from pixelmemory.cli import main
 from pixelmemory.embedding import EmbeddingConfig, parse_embedding_config
 from pixelmemory.memory.filters import matches, parse_filter
+from pixelmemory.memory.metadata import decode_metadata, encode_metadata
 from pixelmemory.memory.schema import parse_schema
-from pixelmemory.memory.values import decode_metadata, encode_metadata
 from pixelmemory.projection.sql.filters import compile_filter
 
 if TYPE_CHECKING:  # at run time there are several modules of this name

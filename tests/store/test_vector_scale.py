@@ -11,12 +11,12 @@ import numpy as np
 import psycopg
 import pytest
 from embedders import HALF_DIMENSIONS, cosine, embed_far, far_vector
+from engine_tools import indexes_of, tables_of
 from numpy.typing import NDArray
 
 from pixelmemory import InvalidArgumentError, Memory
 from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.projection.pixeltable.startup import connection_string
-from pixelmemory.projection.pixeltable.tables import TableSet
 
 if TYPE_CHECKING:
     from conftest import OpenMemory
@@ -47,19 +47,12 @@ def vectors_of(dimensions: int) -> list[NDArray[np.float32]]:
     return made
 
 
-def tables_of(mem: Memory) -> TableSet:
-    engine = mem._memory._engine
-    assert engine is not None
-    assert engine._store is not None
-    return engine._store.projection.tables
-
-
 def run_on_table(mem: Memory, statement: str, **parameters: object) -> None:
     """Run SQL on the table of the default namespace, past every check; {table}, {vector}, {type} are its own."""
     tables = tables_of(mem)
     name = tables.name_of(NAMESPACE)
     assert name is not None
-    table = tables.store_table(name)
+    table = tables.physical(name)
     text = statement.format(table=table.name, vector=table.vector, type=table.vector_type, **table.columns)
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         assert connection.execute(text.encode(), parameters).rowcount == 1
@@ -201,13 +194,9 @@ def test_a_score_is_never_nan_beside_a_graph(open_memory: OpenMemory) -> None:
     mem.add_entries([{"content": str(n), "embedding": vector * 1e-25} for n, vector in enumerate(vectors)])
     mem.flush()
     run_on_table(mem, "UPDATE {table} SET {vector} = '[0,0,0]' WHERE {content} = '7'")
-    engine = mem._memory._engine
-    assert engine is not None
-    assert engine._store is not None
-    keeper = engine._store.projection._graphs
-    assert keeper is not None
+    keeper = indexes_of(mem)
     assert keeper.wait(60)
-    assert keeper.has_graph(tables_of(mem).name_of(NAMESPACE) or "")
+    assert keeper.has_index(tables_of(mem).name_of(NAMESPACE) or "")
     expected = {str(n): cosine(vector, vectors[3]) for n, vector in enumerate(vectors) if n != 7}
     for limit in (5, 60, 100):
         found = {m["content"]: m["similarity_score"] for m in mem.search(vector=vectors[3] * 1e25, limit=limit)}

@@ -19,10 +19,10 @@ from pixelmemory.errors import (
     WrongThreadError,
 )
 from pixelmemory.faults import fault_point
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.active_segment import Appender
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.files import Files, ensure_folder, sync_parents
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.log.file.group_commit import GroupCommit
 from pixelmemory.log.file.reader import SegmentReader
 from pixelmemory.log.file.recovery import ReadyLog, RecoveryReport, renew_log

@@ -13,6 +13,7 @@ from zlib import crc32
 import msgspec
 
 from pixelmemory.errors import LogCorruptError, UnknownEventError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Buffer
 from pixelmemory.memory.events import EVENT_TYPES, Event, decode_event, encode_event
 
@@ -23,7 +24,6 @@ __all__ = [
     "Frame",
     "FrameHeader",
     "FrameKind",
-    "StoredEvent",
     "build_frame",
     "check_records",
     "count_zero_sectors",
@@ -78,17 +78,6 @@ class FrameKind:
     CLOSE = 2
     #: the segment is complete and the next one exists
     SEAL = 3
-
-
-class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event with what the log knows of it. Many at a time: the garbage collector need not look at them."""
-
-    lsn: int
-    #: 16 bytes, unique for ever
-    event_id: bytes
-    #: when it was appended, nanoseconds since the epoch; never decreases from one LSN to the next
-    logged_at_ns: int
-    event: Event
 
 
 class FrameHeader(NamedTuple):

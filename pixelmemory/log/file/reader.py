@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 
 from pixelmemory.errors import LogCorruptError, StoreError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.frame import Frame, StoredEvent, decode_records
+from pixelmemory.log.file.frame import Frame, decode_records
 from pixelmemory.log.file.segment import Segment
 from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from pixelmemory.errors import LogCorruptError
 from pixelmemory.faults import fault_point
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Buffer, Files, write_all
-from pixelmemory.log.file.frame import Frame, FrameKind, StoredEvent, build_frame, frame_bytes, transform_records
+from pixelmemory.log.file.frame import Frame, FrameKind, build_frame, frame_bytes, transform_records
 from pixelmemory.log.file.segment import (
     SEGMENT_HEADER_BYTES,
     Place,

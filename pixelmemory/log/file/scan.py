@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixelmemory.errors import LogCorruptError, UnknownEventError
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.frame import FRAME_HEADER_BYTES, StoredEvent, decode_records
+from pixelmemory.log.file.frame import FRAME_HEADER_BYTES, decode_records
 from pixelmemory.log.file.segment import (
     SEGMENT_HEADER_BYTES,
     Place,

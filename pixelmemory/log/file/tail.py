@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import NamedTuple
 
+from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.frame import StoredEvent
 from pixelmemory.memory.events import Event
 
 __all__ = ["Tail"]

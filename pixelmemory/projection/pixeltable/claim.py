@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from pixelmemory.errors import StoreLockedError
+from pixelmemory.projection.pixeltable.startup import connection_string
 from pixelmemory.projection.sql.session import connect
 
 __all__ = ["Claim"]
@@ -93,7 +94,7 @@ class _Session:
             except psycopg.Error:
                 self._connection.close()
                 self._connection = None
-        connection = connect(_session_name(os.getpid()))
+        connection = connect(connection_string(), _session_name(os.getpid()))
         try:
             self._keys = {key for key in self._keys if _try_lock(connection, key)}
         except BaseException:

@@ -22,6 +22,8 @@ from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 from sqlalchemy.dialects import postgresql
 
+from pixelmemory.projection.sql.copy import VECTOR_ELEMENTS
+
 __all__ = ["copied_inserts"]
 
 #: SQLAlchemy's name of a column's type -> PostgreSQL's
@@ -37,8 +39,6 @@ _TYPES = {
     "VECTOR": "vector",
     "HALFVEC": "halfvec",
 }
-#: pgvector's types -> the numbers in their binary form, big-endian
-_ELEMENTS = {"vector": ">f4", "halfvec": ">f2"}
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _copy(sa_table: sql.Table, names: Sequence[str], rows: Sequence[Sequence[Any
     connection = get_runtime().conn.connection.driver_connection
     quoted = ", ".join(column.name for column in columns)
     with connection.cursor() as cursor:
-        vectors = _register_vectors(cursor, set(known) & set(_ELEMENTS))
+        vectors = _register_vectors(cursor, set(known) & set(VECTOR_ELEMENTS))
         with cursor.copy(f"COPY {sa_table.name} ({quoted}) FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types([vectors.get(each, each) for each in known])
             for row in rows:
@@ -102,7 +102,7 @@ def _register_vectors(cursor: Cursor[Any], kinds: set[str]) -> dict[str, int]:
         row = cursor.execute("SELECT %s::regtype::oid::int", (kind,)).fetchone()
         assert row is not None
         ids[kind] = row[0]
-        cursor.adapters.register_dumper(np.ndarray, _dumper(row[0], _ELEMENTS[kind]))
+        cursor.adapters.register_dumper(np.ndarray, _dumper(row[0], VECTOR_ELEMENTS[kind]))
     return ids
 
 

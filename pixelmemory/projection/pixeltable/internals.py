@@ -20,19 +20,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 import pixeltable as pxt
 import psycopg
 import sqlalchemy as sql
 
+from pixelmemory.projection.sql.physical import LIVE, PhysicalTable
+
 __all__ = [
-    "LIVE",
-    "StoreTable",
     "advance_checkpoint",
     "check",
     "create_index",
     "derived_tables",
-    "drop_graph",
+    "execute",
     "media_files",
     "resolve",
     "thread_released",
@@ -42,45 +41,25 @@ __all__ = [
 
 _logger = logging.getLogger("pixelmemory.projection")
 
-#: the predicate of live rows in a data-versioned table, and of every partial index of ours
-LIVE = "v_max = 9223372036854775807"
 
-
-class StoreTable(msgspec.Struct, frozen=True):
-    """The physical side of one Pixeltable table. All names were made by Pixeltable and are safe in SQL."""
-
-    #: the table in PostgreSQL
-    name: str
-    #: column name -> physical name
-    columns: dict[str, str]
-    #: physical name of the embedding column, or None
-    vector: str | None = None
-    #: "vector" or "halfvec"
-    vector_type: str = "vector"
-    #: name of the HNSW index, whether or not it exists at the moment
-    graph: str | None = None
-    #: the statement that builds the HNSW index
-    graph_statement: str | None = None
-
-
-def resolve(table: pxt.Table, index_name: str | None = None) -> StoreTable:
+def resolve(table: pxt.Table, index_name: str | None = None) -> PhysicalTable:
     """The physical names of ``table`` and of its embedding index ``index_name``."""
     with pxt_transaction(for_write=False):
         version = table._tbl_version.get()
         columns = {column.name: column.sa_col.name for column in version.cols_by_name.values() if column.is_stored}
         name = version.store_tbl.sa_tbl.name
         if index_name is None or index_name not in version.idxs_by_name:
-            return StoreTable(name, columns)
+            return PhysicalTable(name, columns)
         info = version.idxs_by_name[index_name]
-        graph = version._store_idx_name(info.id)
+        hnsw = version._store_idx_name(info.id)
         value_column = info.val_col.sa_col
         kind = type(value_column.type).__name__.lower()
         operators = f"{kind}_cosine_ops"
         statement = (
-            f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {graph} ON {name} USING hnsw ({value_column.name} {operators}) "
+            f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {hnsw} ON {name} USING hnsw ({value_column.name} {operators}) "
             "WITH (m = 16, ef_construction = 64)"
         )
-        return StoreTable(name, columns, value_column.name, kind, graph, statement)
+        return PhysicalTable(name, columns, value_column.name, kind, hnsw, statement)
 
 
 @contextmanager
@@ -139,7 +118,7 @@ def transaction(tables: Sequence[pxt.Table]) -> Iterator[sql.Connection]:
         yield connection
 
 
-def advance_checkpoint(connection: sql.Connection, state: StoreTable, lsn: int) -> None:
+def advance_checkpoint(connection: sql.Connection, state: PhysicalTable, lsn: int) -> None:
     """Set the checkpoint in place, within the transaction that applied its batch.
 
     Raises:
@@ -152,7 +131,7 @@ def advance_checkpoint(connection: sql.Connection, state: StoreTable, lsn: int) 
 
 
 def live_keys(
-    connection: sql.Connection, table: StoreTable, key_columns: Sequence[str], keys: Sequence[Any]
+    connection: sql.Connection, table: PhysicalTable, key_columns: Sequence[str], keys: Sequence[Any]
 ) -> set[Any]:
     """Which of ``keys`` (values of the last of ``key_columns``; the others are fixed by ``keys``' tuples) are live."""
     names = ", ".join(table.columns[name] for name in key_columns)
@@ -164,7 +143,7 @@ def live_keys(
     return {row[0] if single else tuple(row) for row in rows}
 
 
-def create_index(table: StoreTable, suffix: str, method_and_columns: str, predicate: str = "TRUE") -> None:
+def create_index(table: PhysicalTable, suffix: str, method_and_columns: str, predicate: str = "TRUE") -> None:
     """Make a partial index of ours over the live rows, if it is missing.
 
     Args:
@@ -175,18 +154,16 @@ def create_index(table: StoreTable, suffix: str, method_and_columns: str, predic
     statement = (
         f"CREATE INDEX IF NOT EXISTS pxm_{suffix}_{table.name} ON {table.name} USING {method_and_columns} WHERE {where}"
     )
+    execute(statement)
+
+
+def execute(statement: str) -> None:
+    """Run one statement, which is trusted, in a transaction of Pixeltable's."""
     with pxt_transaction(for_write=True) as connection:
         connection.exec_driver_sql(statement)
 
 
-def drop_graph(table: StoreTable) -> None:
-    """Drop the HNSW index but keep Pixeltable's embedding index: ``similarity`` then scans exactly."""
-    if table.graph is not None:
-        with pxt_transaction(for_write=True) as connection:
-            connection.execute(sql.text(f"DROP INDEX IF EXISTS {table.graph}"))
-
-
-def derived_tables(connection: psycopg.Connection[Any], table: StoreTable) -> list[str]:
+def derived_tables(connection: psycopg.Connection[Any], table: PhysicalTable) -> list[str]:
     """The tables in PostgreSQL of all views and snapshots of ``table``, and of theirs; all have its ``rowid``."""
     table_id = table.name.removeprefix("tbl_")
     rows = connection.execute(

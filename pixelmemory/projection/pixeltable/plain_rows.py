@@ -12,13 +12,9 @@ through Pixeltable in the same transaction; where that fails, Pixeltable inserts
 
 from __future__ import annotations
 
-import datetime as dt
-import functools
-import json
 import logging
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,34 +25,19 @@ import sqlalchemy as sql
 from pixeltable.catalog.update_status import RowCountStats
 from pixeltable.type_system import ColumnType
 
-from pixelmemory.errors import ProjectionError, ProjectionUnavailableError
-from pixelmemory.memory.schema import ColumnKind
-from pixelmemory.memory.values import decode_metadata, from_timestamp, memory_key
+from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.memory.identity import memory_key
+from pixelmemory.memory.values import from_timestamp
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.embed import embed_content
 from pixelmemory.projection.pixeltable.startup import is_infrastructure_error
-from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet, namespace_key
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
+from pixelmemory.projection.sql.copy import VECTOR_ELEMENTS, RowEncoder, copy_rows
+from pixelmemory.projection.sql.physical import namespace_key
 
 __all__ = ["PlainTables"]
 
 _logger = logging.getLogger("pixelmemory.projection")
-
-#: bytes handed to the connection at once
-CHUNK_BYTES = 1 << 18
-#: the binary form of COPY: its signature, no flags, no extension
-HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-NULL = struct.pack(">i", -1)
-#: pgvector's numbers by the type of the column
-ELEMENTS = {"VECTOR": ">f4", "HALFVEC": ">f2"}
-#: 2000-01-01, from which PostgreSQL counts microseconds
-EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-EPOCH_US = 946_684_800_000_000
-
-_length: Callable[[int], bytes] = struct.Struct(">i").pack
-_int8: Callable[[int, int], bytes] = struct.Struct(">iq").pack
-_float8: Callable[[int, float], bytes] = struct.Struct(">id").pack
-_row_head: Callable[..., bytes] = struct.Struct(">hiqiq").pack
-_vector_head: Callable[[int, int, int], bytes] = struct.Struct(">iHH").pack
 
 
 class PlainTables:
@@ -65,8 +46,7 @@ class PlainTables:
     def __init__(self, tables: TableSet) -> None:
         self._tables = tables
         self._columns = {name: ColumnType.normalize_type(kind) for name, kind in tables.columns().items()}
-        typed = tables.schema.columns if tables.schema is not None else {}
-        self._encoders = [_ENCODERS[kind] for kind in typed.values()]
+        self._encoder = RowEncoder(len(self._columns), shared=tables.shared, schema=tables.schema)
         #: whether Pixeltable has read a row of ours as it was meant; None until the first one is written
         self._proven: bool | None = None
 
@@ -118,11 +98,12 @@ class PlainTables:
         vectors: Mapping[tuple[str, str], np.ndarray | None],
     ) -> None:
         store = version.store_tbl
+        driver: Any = connection.connection.driver_connection
 
         def insert_rows(*_args: Any, **_kwargs: Any) -> Any:
             element = None if self._tables.state.dimensions is None else _element(store.sa_tbl.c[names[-1]])
-            rows = self._rows(version.next_row_id, version.version, changes, vectors, element)
-            _copy(connection, f"{store.sa_tbl.name} (rowid, v_min, {', '.join(names)})", rows, len(changes))
+            rows = self._encoder.encode(version.next_row_id, version.version, changes, vectors, element)
+            copy_rows(driver, f"{store.sa_tbl.name} (rowid, v_min, {', '.join(names)})", rows, len(changes))
             version.next_row_id += len(changes)
             return set(), RowCountStats(ins_rows=len(changes)), None
 
@@ -177,88 +158,6 @@ class PlainTables:
             raise LookupError(f"of a row at LSN {change.lsn} it reads {len(found)} that differ")
         self._proven = True
 
-    def _rows(
-        self,
-        rowid: int,
-        version: int,
-        changes: Sequence[Change],
-        vectors: Mapping[tuple[str, str], np.ndarray | None],
-        element: str | None,
-    ) -> Iterator[bytes]:
-        """Rows in the binary form of COPY: rowid, v_min, the columns in their order, the vector."""
-        shared, schema = self._tables.shared, self._tables.schema
-        count = 2 + len(self._columns) + (element is not None)
-        key_of = functools.cache(lambda namespace: _bytes(namespace_key(namespace).bytes))
-        for rowid_, change in enumerate(changes, rowid):
-            assert change.content is not None
-            assert change.created_at_us is not None
-            key, json_text = memory_key(change.memory_id), change.metadata_json or b"{}"
-            parts = [_row_head(count, 8, rowid_, 8, version)]
-            if shared:
-                parts += key_of(change.namespace), _bytes(key.bytes), _bytes(change.namespace.encode())
-            else:
-                parts.append(_bytes(key.bytes))
-            parts += (
-                NULL if str(key) == change.memory_id else _bytes(change.memory_id.encode()),
-                _bytes(change.content.encode()),
-                _jsonb(json_text),
-                _bytes(json_text),
-                _int8(8, change.created_at_us - EPOCH_US),
-                _int8(8, change.lsn),
-            )
-            if schema is not None:
-                typed = schema.extract(decode_metadata(json_text)).values()
-                for encode, value in zip(self._encoders, typed, strict=True):
-                    parts.append(NULL if value is None else encode(value))
-            if element is not None:
-                vector = vectors[change.key]
-                if vector is None:
-                    parts.append(NULL)
-                else:
-                    size = len(vector)
-                    parts.append(_vector_head(4 + size * int(element[-1]), size, 0) + vector.astype(element).tobytes())
-            yield b"".join(parts)
-
 
 def _element(column: sql.Column[Any]) -> str:
-    return ELEMENTS[type(column.type).__name__.upper()]
-
-
-def _copy(connection: sql.Connection, target: str, rows: Iterator[bytes], count: int) -> None:
-    """COPY ``rows`` into ``target`` on the driver's connection beneath ``connection``."""
-    driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor:
-        with cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
-            chunk, size = [HEADER], 0
-            for row in rows:
-                chunk.append(row)
-                size += len(row)
-                if size >= CHUNK_BYTES:
-                    copy.write(b"".join(chunk))
-                    chunk, size = [], 0
-            copy.write(b"".join([*chunk, TRAILER]))
-        if cursor.rowcount != count:
-            raise ProjectionError(f"PostgreSQL inserted {cursor.rowcount} of {count} rows")
-
-
-def _bytes(value: bytes) -> bytes:
-    return _length(len(value)) + value
-
-
-def _jsonb(text: bytes) -> bytes:
-    return _length(len(text) + 1) + b"\x01" + text
-
-
-def _timestamp(value: dt.datetime) -> bytes:
-    return _int8(8, (value - EPOCH) // dt.timedelta(microseconds=1))
-
-
-#: how a value of a typed column is written, NULL aside
-_ENCODERS: dict[ColumnKind, Callable[[Any], bytes]] = {
-    ColumnKind.STRING: lambda value: _bytes(value.encode()),
-    ColumnKind.INT: lambda value: _int8(8, value),
-    ColumnKind.FLOAT: lambda value: _float8(8, value),
-    ColumnKind.BOOL: lambda value: b"\0\0\0\1\1" if value else b"\0\0\0\1\0",
-    ColumnKind.TIMESTAMP: _timestamp,
-    ColumnKind.JSON: lambda value: _jsonb(json.dumps(value).encode()),
-}
+    return VECTOR_ELEMENTS[type(column.type).__name__.lower()]

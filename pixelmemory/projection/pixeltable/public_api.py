@@ -5,7 +5,6 @@ Filters are evaluated here in Python, before the limit: the public API has no wa
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import functools
 import operator
@@ -16,30 +15,19 @@ from typing import Any
 import msgspec
 import numpy as np
 import pixeltable as pxt
-from pixeltable import exceptions as excs
 
 from pixelmemory.embedding.window import Window
-from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.memory.filters import equal, matches
-from pixelmemory.memory.values import decode_metadata, memory_key
-from pixelmemory.projection.contract import PAGE_ROWS, Row, Search, row_of
+from pixelmemory.memory.identity import memory_key
+from pixelmemory.memory.metadata import decode_metadata
+from pixelmemory.memory.search import Ranking, Search
+from pixelmemory.projection.contract import PAGE_ROWS, Row, row_of
 from pixelmemory.projection.pixeltable import internals
-from pixelmemory.projection.pixeltable.startup import first_line
-from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet, namespace_key
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
 from pixelmemory.projection.scaling import has_direction
+from pixelmemory.projection.sql.physical import namespace_key
 
 __all__ = ["PublicReads"]
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Tell what it means that a table or column of the projection is gone."""
-    try:
-        yield
-    except (excs.NotFoundError, AttributeError) as error:
-        raise ProjectionUnavailableError(
-            f"a table or column of the projection is gone ({first_line(error)}); put it back, or rebuild the projection"
-        ) from error
 
 
 class PublicReads:
@@ -48,11 +36,7 @@ class PublicReads:
     def __init__(self, tables: TableSet) -> None:
         self._tables = tables
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     @internals.thread_released()
-    @_told()
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         handle = self._tables.table(table)
@@ -61,7 +45,6 @@ class PublicReads:
         return rows[0] if rows else None
 
     @internals.thread_released()
-    @_told()
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         handle = self._tables.table(table)
@@ -69,14 +52,12 @@ class PublicReads:
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
 
     @internals.thread_released()
-    @_told()
     def count(self, table: str, namespace: str) -> int:
         """How many live rows ``namespace`` has."""
         handle = self._tables.table(table)
         return int(self._scope(handle, namespace).count())
 
     @internals.thread_released()
-    @_told()
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)
@@ -87,7 +68,7 @@ class PublicReads:
             conditions.append(handle.timestamp <= search.end)
         query = self._scope(handle, search.namespace, *conditions)
         rows = list(self._rows(handle, query, search.vector))
-        if search.vector is None:
+        if search.ranking is Ranking.NEWEST:
             oldest = dt.datetime.min.replace(tzinfo=dt.UTC)
             rows.sort(key=lambda row: row.created_at or oldest, reverse=True)
         found = [row for row in rows if self._wanted(search, row)]

@@ -22,16 +22,23 @@ from psycopg import errors, sql
 
 from pixelmemory.errors import ProjectionError, ProjectionUnavailableError
 from pixelmemory.faults import fault_point
-from pixelmemory.memory.values import memory_key
+from pixelmemory.memory.identity import memory_key
 from pixelmemory.projection.pixeltable import internals
-from pixelmemory.projection.pixeltable.internals import StoreTable
 from pixelmemory.projection.pixeltable.startup import embedded_folder, empty_pixeltable_logs
-from pixelmemory.projection.pixeltable.tables import TableSet, namespace_key
+from pixelmemory.projection.pixeltable.tables import TableSet
+from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
 from pixelmemory.projection.sql.session import connect
 
-__all__ = ["purge", "require_sql", "scrub", "scrub_wal"]
+__all__ = ["NEEDS_SQL", "purge", "scrub"]
 
 _logger = logging.getLogger("pixelmemory.projection")
+
+#: why nothing can be purged where the tables are reached through the public API alone
+NEEDS_SQL = (
+    "erased memories cannot be removed from the tables through Pixeltable's public API alone: it keeps every "
+    "version of a row. Open the store with Options(direct_sql=True) and a version of Pixeltable that fits, or "
+    "delete the projection and rebuild it"
+)
 
 #: how long one attempt waits for a lock: readers of the table queue behind it meanwhile
 LOCK_SECONDS_MAX = 1.0
@@ -53,18 +60,17 @@ def purge(tables: TableSet, namespace: str, memory_ids: Collection[str] | None, 
         up_to_lsn: rows and dead letters of later events stay; rows that a user inserted, without an LSN, do not.
 
     Raises:
-        ProjectionError: the tables are not reached by SQL (``direct_sql``), or are in use for too long.
+        ProjectionError: the tables are in use for too long.
         ProjectionUnavailableError: the database fails.
     """
-    require_sql(tables)
     name = tables.name_of(namespace)
-    table = None if name is None else tables.store_table(name)
-    dead = tables.store_table("dead_letters")
+    table = None if name is None else tables.physical(name)
+    dead = tables.physical("dead_letters")
     parameters: dict[str, Any] = {"lsn": up_to_lsn, "namespace": namespace, "namespace_key": namespace_key(namespace)}
     if memory_ids is not None:
         parameters |= {"ids": list(memory_ids), "keys": [memory_key(memory_id) for memory_id in memory_ids]}
     fault_point("purge.begun")
-    with _session() as connection:
+    with _session(tables) as connection:
         _retrying(lambda: _purge(connection, tables.shared, table, dead, parameters), "the rows")
     fault_point("purge.committed")
 
@@ -72,8 +78,8 @@ def purge(tables: TableSet, namespace: str, memory_ids: Collection[str] | None, 
 def _purge(
     connection: psycopg.Connection[Any],
     shared: bool,
-    table: StoreTable | None,
-    dead: StoreTable,
+    table: PhysicalTable | None,
+    dead: PhysicalTable,
     parameters: dict[str, Any],
 ) -> None:
     with connection.transaction():
@@ -102,19 +108,18 @@ def scrub(tables: TableSet, namespace: str) -> None:
     """Make unreadable on disk what :func:`purge` removed from ``namespace``.
 
     Blocking; may be called from any thread. Each table (the namespace's, its views, the dead letters) is rewritten
-    under a lock that keeps readers and writers of it out for as long as that takes. The HNSW graph is dropped before
+    under a lock that keeps readers and writers of it out for as long as that takes. The HNSW index is dropped before
     and built again at the end, beside reads and writes; searches are exact in between.
 
     Raises:
         ProjectionError: something was not scrubbed; the message says what. It may be called again.
         ProjectionUnavailableError: the database fails.
     """
-    require_sql(tables)
     name = tables.name_of(namespace)
-    table = None if name is None else tables.store_table(name)
+    table = None if name is None else tables.physical(name)
     unscrubbed: list[str] = []
-    with _session() as connection:
-        touched = [tables.store_table("dead_letters").name]
+    with _session(tables) as connection:
+        touched = [tables.physical("dead_letters").name]
         if table is not None:
             touched += [table.name, *internals.derived_tables(connection, table)]
         _wait_for_transactions(connection)  # one that samples a table may still be writing its statistics
@@ -122,7 +127,7 @@ def scrub(tables: TableSet, namespace: str) -> None:
             _delete_statistics(connection, touched)
         fault_point("purge.statistics_deleted")
         _wait_for_transactions(connection)  # a rewrite keeps what one of them could still see
-        with _without_graph(connection, table):
+        with _without_hnsw(connection, table):
             for each in touched:
                 with _step(unscrubbed, f"table {each}"):
                     _rewrite(connection, each)
@@ -132,22 +137,6 @@ def scrub(tables: TableSet, namespace: str) -> None:
             _execute(connection, f"ANALYZE {each}")
     if files := internals.media_files(touched):
         unscrubbed.append(f"{files} files that computed columns of these tables keep in Pixeltable's media folder")
-    _report(unscrubbed)
-
-
-def scrub_wal() -> None:
-    """Make unreadable what dropped tables left: in the planner's statistics, the logs and the write-ahead log.
-
-    To be called after :meth:`TableSet.drop`. Blocking; may be called from any thread.
-
-    Raises:
-        ProjectionError: something was not scrubbed; the message says what. It may be called again.
-        ProjectionUnavailableError: the database fails.
-    """
-    unscrubbed: list[str] = []
-    with _session() as connection:
-        _wait_for_transactions(connection)
-        _scrub_shared(connection, unscrubbed)
     _report(unscrubbed)
 
 
@@ -167,23 +156,23 @@ def _scrub_shared(connection: psycopg.Connection[Any], unscrubbed: list[str]) ->
 
 
 @contextlib.contextmanager
-def _without_graph(connection: psycopg.Connection[Any], table: StoreTable | None) -> Iterator[None]:
-    """Drop the HNSW graph of ``table`` in the block: rebuilding it within a rewrite would keep readers out for long."""
-    if table is None or table.graph is None:
+def _without_hnsw(connection: psycopg.Connection[Any], table: PhysicalTable | None) -> Iterator[None]:
+    """Drop the HNSW index of ``table`` in the block: rebuilding it within a rewrite would keep readers out for long."""
+    if table is None or table.hnsw is None:
         yield
         return
     row = connection.execute(
-        "SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = to_regclass(%s)", (table.graph,)
+        "SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = to_regclass(%s)", (table.hnsw,)
     ).fetchone()
     if row is not None:
-        _retrying(lambda: _execute(connection, f"DROP INDEX IF EXISTS {table.graph}"), "the graph")
-    fault_point("purge.graph_dropped")
+        _retrying(lambda: _execute(connection, f"DROP INDEX IF EXISTS {table.hnsw}"), "the HNSW index")
+    fault_point("purge.hnsw_dropped")
     try:
         yield
     finally:
-        if row is not None and row[0]:  # an invalid one is the graph keeper's to build again
-            _execute(connection, str(table.graph_statement))
-            fault_point("purge.graph_built")
+        if row is not None and row[0]:  # an invalid one is the index keeper's to build again
+            _execute(connection, str(table.hnsw_statement))
+            fault_point("purge.hnsw_built")
 
 
 def _delete_statistics(connection: psycopg.Connection[Any], names: Sequence[str]) -> None:
@@ -265,21 +254,11 @@ def _leave_segment(connection: psycopg.Connection[Any]) -> None:
 # ------------------------------------------------------------------------------------------------ sessions and waiting
 
 
-def require_sql(tables: TableSet) -> None:
-    """Raise ProjectionError where the tables are reached through the public API alone."""
-    if not tables.direct_sql:
-        raise ProjectionError(
-            "erased memories cannot be removed from the tables through Pixeltable's public API alone: it keeps every "
-            "version of a row. Open the store with Options(direct_sql=True) and a version of Pixeltable that fits, or "
-            "delete the projection and rebuild it"
-        )
-
-
 @contextlib.contextmanager
-def _session() -> Iterator[psycopg.Connection[Any]]:
+def _session(tables: TableSet) -> Iterator[psycopg.Connection[Any]]:
     """A connection of one's own: VACUUM runs outside of transactions."""
     try:
-        with connect("pixelmemory erase") as connection:
+        with connect(tables.connection_string(), "pixelmemory erase") as connection:
             _execute(connection, f"SET lock_timeout = {round(LOCK_SECONDS_MAX * 1000)}")
             with contextlib.suppress(psycopg.Error):
                 connection.execute("SET maintenance_work_mem = '256MB'")

@@ -36,8 +36,9 @@ import psycopg
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.projection.pixeltable.account import Account
 from pixelmemory.projection.pixeltable.start_lock import held_lock, locked_start, other_launchers_lock
+from pixelmemory.projection.sql.failures import is_exhausted
 
-__all__ = ["EXHAUSTED_REMEDY", "EmbeddedServer", "is_exhausted"]
+__all__ = ["EmbeddedServer"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -328,18 +329,6 @@ class EmbeddedServer:
 #: what in a line of the server's log says why it does not start, and what only says that it was asked meanwhile
 _WRONG = "FATAL|PANIC|ERROR|could not|No space|parameter"
 _NOT_WRONG = "the database system is (not yet accepting connections|starting up|shutting down|in recovery mode)"
-
-
-#: what to do where PostgreSQL has no connection left
-EXHAUSTED_REMEDY = (
-    "Close stores or programs that use this Pixeltable, "
-    "or raise max_connections in its postgresql.conf and start it again"
-)
-
-
-def is_exhausted(error: BaseException) -> bool:
-    """Whether the server refused a connection because it has none left."""
-    return re.search("too many clients|remaining connection slots", str(error)) is not None
 
 
 def _status(pid: int) -> str | None:

@@ -18,9 +18,11 @@ import sqlalchemy as sql
 
 from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
 from pixelmemory.paths import absolute_path
-from pixelmemory.projection.pixeltable.server import EXHAUSTED_REMEDY, EmbeddedServer, is_exhausted
+from pixelmemory.projection.pixeltable.server import EmbeddedServer
 from pixelmemory.projection.pixeltable.start_lock import locked_start
-from pixelmemory.projection.sql.session import connection_string, watch_engine
+from pixelmemory.projection.sql import failures
+from pixelmemory.projection.sql.failures import first_line
+from pixelmemory.projection.sql.session import watch_engine
 from pixelmemory.quiet import ignore_warnings
 
 __all__ = [
@@ -28,7 +30,6 @@ __all__ = [
     "connection_string",
     "embedded_folder",
     "empty_pixeltable_logs",
-    "first_line",
     "is_infrastructure_error",
     "is_missing_table",
     "revive_server",
@@ -313,30 +314,16 @@ def empty_pixeltable_logs() -> None:
                 handler.stream.truncate()
 
 
-#: SQLSTATE classes that say nothing about the rows: connection, resources, operator intervention, system, rollback
-_INFRASTRUCTURE_CLASSES = ("08", "53", "57", "58", "40", "55", "XX")
+def connection_string() -> str:
+    """Pixeltable's database, as psycopg takes it."""
+    from pixeltable.env import Env
+
+    return str(Env.get().db_url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
 def is_infrastructure_error(error: BaseException) -> bool:
-    """Whether ``error`` speaks of the database or the machine rather than of the rows that were written.
-
-    Looks along the chain of causes, since Pixeltable wraps what psycopg raised.
-    """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, psycopg.Error):
-            if cause.sqlstate is None:
-                return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
-            return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES
-        # SQLAlchemy's: Pixeltable's own connections were all in use for too long
-        if isinstance(cause, (OSError, MemoryError, ProjectionUnavailableError, sql.exc.TimeoutError)):
-            return True
-        if is_missing_table(cause):
-            return True
-        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
-    return False
+    """Whether ``error`` speaks of the database, Pixeltable or the machine rather than of the rows that were written."""
+    return failures.is_infrastructure_error(error, is_missing_table)
 
 
 def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:
@@ -346,16 +333,6 @@ def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:
     if isinstance(error, PixelmemoryError) or not is_infrastructure_error(error):
         return None
     return ProjectionUnavailableError(f"the tables cannot be opened: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    """What ``error`` says, without what quotes the row: the further lines of PostgreSQL, the end of Pixeltable's.
-
-    Of an error without a text: its repr, so that it is never empty.
-    """
-    text = str(error).strip()
-    line = f"{type(error).__name__}: {text.splitlines()[0].partition(' in row {')[0]}" if text else repr(error)
-    return f"{line}. {EXHAUSTED_REMEDY}" if is_exhausted(error) else line
 
 
 def is_missing_table(error: BaseException) -> bool:

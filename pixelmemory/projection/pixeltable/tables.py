@@ -26,21 +26,21 @@ from pixeltable import exceptions as excs
 from pixelmemory.faults import fault_point
 from pixelmemory.memory.schema import ColumnKind, Schema
 from pixelmemory.options import Layout
+from pixelmemory.projection.contract import DeadLetter, ProjectionState
 from pixelmemory.projection.embed import embed_content
 from pixelmemory.projection.pixeltable import internals
-from pixelmemory.projection.pixeltable.internals import StoreTable
+from pixelmemory.projection.pixeltable.startup import connection_string, revive_server
 from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32
 from pixelmemory.projection.sql.filters import typed_index
+from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
 
-__all__ = ["INDEX_NAME", "ProjectionState", "TableSet", "find_folder", "folder_name", "namespace_key", "table_name"]
+__all__ = ["INDEX_NAME", "TableSet", "find_folder", "folder_name", "table_name"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
 ROOT = "pixelmemory"
 INDEX_NAME = "content_embedding"
 SHARED_TABLE = "memories"
-#: bump when the tables' columns change; an older projection is then rebuilt
-PROJECTION_FORMAT = 1
 
 _COLUMN_TYPES: dict[ColumnKind, Any] = {
     ColumnKind.STRING: pxt.String,
@@ -50,19 +50,6 @@ _COLUMN_TYPES: dict[ColumnKind, Any] = {
     ColumnKind.TIMESTAMP: pxt.Timestamp,
     ColumnKind.JSON: pxt.Json,
 }
-
-
-class ProjectionState(msgspec.Struct, frozen=True):
-    """What a projection was made from; it fits a store only if all but the checkpoint are equal."""
-
-    store_id: str
-    layout: str
-    #: the embedding model's fingerprint, None without semantic search
-    embedding: str | None
-    dimensions: int | None
-    #: the schema's fingerprint
-    schema: str | None
-    format: int = PROJECTION_FORMAT
 
 
 def _slug(text: str, length: int) -> str:
@@ -120,11 +107,6 @@ def table_name(namespace: str) -> str:
     return f"ns_{slug}_{digest}" if slug else f"ns_{digest}"
 
 
-def namespace_key(namespace: str) -> uuid.UUID:
-    """The key of a namespace in the registry and the shared table."""
-    return uuid.UUID(bytes=hashlib.blake2b(namespace.encode(), digest_size=16).digest())
-
-
 class TableSet:
     """The tables of one projection: finds, creates and repairs them.
 
@@ -140,8 +122,21 @@ class TableSet:
         self.shared = state.layout == Layout.SHARED.value
         self._lock = threading.Lock()
         self._registry: dict[str, str] = {}
-        self._store_tables: dict[str, StoreTable] = {}
+        self._physical: dict[str, PhysicalTable] = {}
         self._opened = threading.local()
+
+    @property
+    def dimensions(self) -> int | None:
+        """Of a vector, or None without semantic search."""
+        return self.state.dimensions
+
+    def connection_string(self) -> str:
+        """Pixeltable's database, as psycopg takes it."""
+        return connection_string()
+
+    def revive(self) -> None:
+        """Start Pixeltable's embedded PostgreSQL again if it is gone."""
+        revive_server()
 
     # -- the projection as a whole
 
@@ -171,7 +166,7 @@ class TableSet:
         pxt.drop_dir(self.path, force=True, if_not_exists="ignore")
         fault_point("projection.after_drop")
         self._registry.clear()
-        self._store_tables.clear()
+        self._physical.clear()
         self._handles.clear()
 
     def initialize(self) -> None:
@@ -222,6 +217,12 @@ class TableSet:
         with self._lock:
             return sorted(set(self._registry.values()))
 
+    def dead_letters(self) -> list[DeadLetter]:
+        """The recorded ones."""
+        dead = self.table("dead_letters")
+        columns = {name: getattr(dead, name) for name in DeadLetter.__struct_fields__}
+        return [DeadLetter(**row) for row in dead.select(**columns).collect()]
+
     # -- single tables
 
     @property
@@ -245,12 +246,12 @@ class TableSet:
         with self._lock:
             return self._registry.get(namespace)
 
-    def store_table(self, name: str) -> StoreTable:
+    def physical(self, name: str) -> PhysicalTable:
         """The physical side of the table ``name``. The first time not within a transaction."""
-        found = self._store_tables.get(name)
+        found = self._physical.get(name)
         if found is None:
             found = internals.resolve(self.table(name), INDEX_NAME)
-            self._store_tables[name] = found
+            self._physical[name] = found
         return found
 
     def damage(self, names: Collection[str]) -> str | None:
@@ -264,7 +265,7 @@ class TableSet:
                 table = self.table(name)
             except excs.NotFoundError:
                 return f"table {self.path}/{name} is gone"
-            self._store_tables.pop(name, None)  # what was put back is another one
+            self._physical.pop(name, None)  # what was put back is another one
             if name not in names:
                 continue
             missing = set(self.columns()) - set(table.get_metadata()["columns"])
@@ -326,12 +327,12 @@ class TableSet:
             )
         fault_point("table.after_embedding_index")
         self._handles[name] = table
-        self._store_tables.pop(name, None)
+        self._physical.pop(name, None)
         if self.direct_sql:
-            self._create_indexes(self.store_table(name), self.schema.columns if self.schema is not None else {})
-            internals.drop_graph(self.store_table(name))
+            self._create_indexes(self.physical(name), self.schema.columns if self.schema is not None else {})
+            internals.execute(self.physical(name).drop_hnsw)
 
-    def _create_indexes(self, table: StoreTable, typed: Mapping[str, ColumnKind]) -> None:
+    def _create_indexes(self, table: PhysicalTable, typed: Mapping[str, ColumnKind]) -> None:
         column = table.columns
         prefix = f"{column['namespace_key']}, " if self.shared else ""
         # every search walks what inserts have left to be sorted in: by default up to 4 MB of it

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -20,35 +20,19 @@ import sqlalchemy as sql
 
 from pixelmemory.errors import ProjectionError
 from pixelmemory.faults import fault_point
-from pixelmemory.memory.values import decode_metadata, from_timestamp, memory_key
+from pixelmemory.memory.identity import memory_key
+from pixelmemory.memory.metadata import decode_metadata
+from pixelmemory.memory.values import from_timestamp
 from pixelmemory.projection.changes import Change
+from pixelmemory.projection.contract import DeadLetter, Vectors, letters_of
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.copied_inserts import copied_inserts
 from pixelmemory.projection.pixeltable.plain_rows import PlainTables
-from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet, namespace_key
+from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
+from pixelmemory.projection.sql.physical import namespace_key
 
-__all__ = ["DeadLetter", "TableWriter", "Vectors", "letters_of"]
-
-#: the vector of each change that has content, by (namespace, memory id)
-Vectors = Mapping[tuple[str, str], np.ndarray | None]
-
-
-class DeadLetter(msgspec.Struct, frozen=True):
-    """An event that could not be applied: kept, reported, and applied by a retry."""
-
-    lsn: int
-    namespace: str
-    memory_id: str
-    #: why, for a person
-    error: str
-    #: the LSN of the memory's first dead letter, where the event only waits for that one
-    blocked_by: int | None = None
-
-
-def letters_of(change: Change, error: str, blocked_by: int | None = None) -> list[DeadLetter]:
-    """One dead letter for each event of ``change``."""
-    return [DeadLetter(lsn, change.namespace, change.memory_id, error, blocked_by) for lsn in change.lsns]
+__all__ = ["TableWriter"]
 
 
 class TableWriter:
@@ -102,7 +86,7 @@ class TableWriter:
         opened = [self._tables.table(name) for name in by_table]
         if self._tables.direct_sql:
             for name in (*by_table, "state"):
-                self._tables.store_table(name)  # cannot be looked up within the transaction
+                self._tables.physical(name)  # cannot be looked up within the transaction
         with self._transaction([*opened, state, dead]) as connection:
             fault_point("apply.begun")
             for name, group in by_table.items():
@@ -130,7 +114,7 @@ class TableWriter:
 
     def _advance(self, connection: sql.Connection | None, state: pxt.Table, lsn: int) -> None:
         if connection is not None:
-            internals.advance_checkpoint(connection, self._tables.store_table("state"), lsn)
+            internals.advance_checkpoint(connection, self._tables.physical("state"), lsn)
         else:
             state.batch_update([{"key": 1, "checkpoint_lsn": lsn}])
 
@@ -175,7 +159,7 @@ class TableWriter:
         columns = ["namespace_key", "memory_id"] if self._tables.shared else ["memory_id"]
         if connection is not None:
             keys = [self._key(change) for change in changes]
-            return internals.live_keys(connection, self._tables.store_table(name), columns, keys)
+            return internals.live_keys(connection, self._tables.physical(name), columns, keys)
         live: set[Any] = set()
         for predicate in self._predicates(table, changes):
             rows = table.where(predicate).select(*[getattr(table, column) for column in columns]).collect()

@@ -49,7 +49,6 @@ def compile_filter(
     *,
     metadata: str,
     typed: Mapping[str, tuple[str, ColumnKind]],
-    typed_complete: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """The SQL expression of ``filter`` and its parameters ``f0``, ``f1``, ... for psycopg's named placeholders.
 
@@ -57,11 +56,10 @@ def compile_filter(
         filter: the tree to compile.
         metadata: the metadata column (jsonb), as trusted SQL.
         typed: schema field -> its column, as trusted SQL, and what that holds. A column is NULL where the field's
-            value is not of its kind (:meth:`pixelmemory.memory.schema.Schema.extract`).
-        typed_complete: whether every row satisfies the schema. Where it may not (the schema came later than the
-            rows), a NULL in a column says nothing, and the metadata itself decides.
+            value is not of its kind (:meth:`pixelmemory.memory.schema.Schema.extract`); then the metadata itself
+            decides, since the schema may have come later than the row.
     """
-    compiler = _Compiler(metadata, typed, typed_complete=typed_complete)
+    compiler = _Compiler(metadata, typed)
     return compiler.compile(filter), compiler.parameters
 
 
@@ -78,10 +76,9 @@ def typed_index(metadata: str, field: str, column: str, kind: ColumnKind) -> tup
 
 
 class _Compiler:
-    def __init__(self, metadata: str, typed: Mapping[str, tuple[str, ColumnKind]], *, typed_complete: bool) -> None:
+    def __init__(self, metadata: str, typed: Mapping[str, tuple[str, ColumnKind]]) -> None:
         self._metadata = metadata
         self._typed = typed
-        self._typed_complete = typed_complete
         self.parameters: dict[str, Any] = {}
         #: (text, type) -> its placeholder, so that a path is passed once
         self._placeholders: dict[tuple[str, str], str] = {}
@@ -126,8 +123,6 @@ class _Compiler:
     def _condition(self, condition: Condition) -> str:
         if condition.op in _SIGNS:
             return self._comparisons([condition])
-        if self._typed_complete and (by_column := self._column_condition(condition)):
-            return by_column
         match condition.op:
             case Operator.EXISTS:
                 return f"({self._value(condition.path)} IS NOT NULL)"
@@ -188,10 +183,9 @@ class _Compiler:
         parts = [self._compared(by_path)] if by_path else []
         if by_column:
             in_column = " AND ".join(sql for sql, _ in by_column)
-            if not self._typed_complete:
-                column, kind = self._typed[path[0]]
-                absent = f"{_indexed(column, kind)} IS NULL AND {self._value(path)} <> 'null'::jsonb"
-                in_column += f" OR ({absent} AND {self._compared([each for _, each in by_column])})"
+            column, kind = self._typed[path[0]]
+            absent = f"{_indexed(column, kind)} IS NULL AND {self._value(path)} <> 'null'::jsonb"
+            in_column += f" OR ({absent} AND {self._compared([each for _, each in by_column])})"
             parts.append(f"({in_column})")
         return self._joined(" AND ", parts, "TRUE")
 
@@ -211,46 +205,36 @@ class _Compiler:
     # -- conditions on a typed column
 
     def _column_condition(self, condition: Condition) -> str | None:
-        """The condition on the field's column; None where the column cannot decide it."""
+        """A comparison on the field's column; None where the column cannot decide it."""
         entry = self._typed.get(condition.path[0]) if len(condition.path) == 1 else None
-        if entry is None or not (condition.op in _SIGNS or condition.op in (Operator.EQ, Operator.IN)):
+        if entry is None:
             return None
         column, kind = entry
-        operands = condition.operand if condition.op is Operator.IN else [condition.operand]
+        operand = condition.operand
         match kind:
-            case ColumnKind.STRING if all(isinstance(each, str) for each in operands):
+            case ColumnKind.STRING if isinstance(operand, str):
                 return self._string_condition(column, condition)
-            case ColumnKind.BOOL if all(isinstance(each, bool) for each in operands):
-                return self._scalar_condition(column, condition.op, condition.operand, "boolean")
-            case ColumnKind.FLOAT if all(ordered_kind(each) == "number" for each in operands):
-                floats = [each if isinstance(each, float) else exact_float(each) for each in operands]
-                if None in floats:
+            case ColumnKind.BOOL if isinstance(operand, bool):
+                return self._scalar_condition(column, condition.op, operand, "boolean")
+            case ColumnKind.FLOAT if ordered_kind(operand) == "number":
+                number = operand if isinstance(operand, float) else exact_float(operand)
+                if number is None:
                     return None
-                operand = floats if condition.op is Operator.IN else floats[0]
-                return self._scalar_condition(column, condition.op, operand, "double precision")
-            case ColumnKind.INT if all(ordered_kind(each) == "number" for each in operands):
-                integers = [_integer_bound(condition.op, each) for each in operands]
-                if None in integers:
-                    return None
-                bound = integers if condition.op is Operator.IN else integers[0]
-                return self._scalar_condition(column, condition.op, bound, "bigint")
+                return self._scalar_condition(column, condition.op, number, "double precision")
+            case ColumnKind.INT if ordered_kind(operand) == "number":
+                bound = _integer_bound(condition.op, operand)
+                return None if bound is None else self._scalar_condition(column, condition.op, bound, "bigint")
             case _:
                 return None
 
     def _scalar_condition(self, column: str, op: Operator, operand: object, kind: str) -> str:
-        if op is Operator.IN:
-            return f"{column} = ANY({self._parameter(operand, f'{kind}[]')})"
-        return f"{column} {_SIGNS.get(op, '=')} {self._parameter(operand, kind)}"
+        return f"{column} {_SIGNS[op]} {self._parameter(operand, kind)}"
 
     def _string_condition(self, column: str, condition: Condition) -> str:
         """The beginning narrows the rows down by the index, the whole text decides."""
         beginning = _indexed(column, ColumnKind.STRING)
-        if condition.op is Operator.IN:
-            beginnings = [text[:STRING_INDEX_CHARS] for text in condition.operand]
-            narrowed = f"{beginning} = ANY({self._parameter(beginnings, 'text[]')})"
-            return f'({narrowed} AND {column} COLLATE "C" = ANY({self._parameter(condition.operand, "text[]")}))'
-        sign = _SIGNS.get(condition.op, "=")
-        narrow_sign = sign if sign == "=" else sign[0] + "="
+        sign = _SIGNS[condition.op]
+        narrow_sign = f"{sign[0]}="
         narrowed = f"{beginning} {narrow_sign} {self._parameter(condition.operand[:STRING_INDEX_CHARS], 'text')}"
         return f'({narrowed} AND {column} COLLATE "C" {sign} {self._parameter(condition.operand, "text")})'
 
@@ -269,7 +253,7 @@ def _integer_bound(op: Operator, operand: int | float) -> int | None:
         case Operator.GTE | Operator.LT:
             return math.ceil(number)
         case _:
-            return int(number) if number == int(number) else None
+            raise AssertionError(op)
 
 
 def _indexed(column: str, kind: ColumnKind) -> str:

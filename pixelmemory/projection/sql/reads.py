@@ -1,7 +1,7 @@
 """Reads by prepared SQL on the tables that Pixeltable keeps: a millisecond where its fluent API takes 30 to 60.
 
-Searches are exact unless a table has outgrown ``graph_rows_min`` and has its HNSW graph. Then a search whose conditions
-leave few rows is still exact over those; any other walks the graph with pgvector's iterative scan, which goes on until
+Searches are exact unless a table has outgrown ``graph_rows_min`` and has its HNSW index. Then a search whose conditions
+leave few rows is still exact over those; any other walks the index with pgvector's iterative scan, which goes on until
 enough rows satisfy the conditions, and falls back to the exact scan where it comes back with fewer than asked.
 """
 
@@ -19,20 +19,20 @@ from psycopg.types.string import BytesBinaryDumper
 
 from pixelmemory.embedding.window import Window
 from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import ColumnKind
-from pixelmemory.memory.values import memory_key
+from pixelmemory.memory.search import Ranking, Search
 from pixelmemory.options import Options
-from pixelmemory.projection.contract import PAGE_ROWS, Row, Search, row_of
-from pixelmemory.projection.pixeltable.internals import LIVE, StoreTable
-from pixelmemory.projection.pixeltable.startup import is_infrastructure_error, revive_server
-from pixelmemory.projection.pixeltable.tables import TableSet, namespace_key
+from pixelmemory.projection.contract import PAGE_ROWS, Row, row_of
 from pixelmemory.projection.scaling import scaled
+from pixelmemory.projection.sql.failures import is_infrastructure_error
 from pixelmemory.projection.sql.filters import compile_filter
+from pixelmemory.projection.sql.physical import LIVE, PhysicalTable, PhysicalTables, namespace_key
 from pixelmemory.projection.sql.session import shared
 
 __all__ = ["SqlReads"]
 
-#: rows up to which a filtered search scans exactly although a graph exists
+#: rows up to which a filtered search scans exactly although there is an HNSW index
 EXACT_ROWS_MAX = 10_000
 
 #: loads pgvector, whose settings follow (LOAD would need a superuser), and tells the id of its type
@@ -50,17 +50,14 @@ _SESSION = (
 class SqlReads:
     """Reads one projection by SQL. Thread-safe; the stores of a process share their connections."""
 
-    def __init__(self, tables: TableSet, options: Options, has_graph: Callable[[str], bool]) -> None:
+    def __init__(self, tables: PhysicalTables, options: Options, has_index: Callable[[str], bool]) -> None:
         self._tables = tables
         self._options = options
-        self._has_graph = has_graph
-
-    def close(self) -> None:
-        """Nothing is held: idle connections go by themselves."""
+        self._has_index = has_index
 
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
-        physical = self._tables.store_table(table)
+        physical = self._tables.physical(table)
         where, parameters = self._scope(physical, namespace)
         parameters["key"] = memory_key(memory_id)
         statement = (
@@ -72,7 +69,7 @@ class SqlReads:
 
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
-        physical = self._tables.store_table(table)
+        physical = self._tables.physical(table)
         where, parameters = self._scope(physical, namespace)
         parameters["keys"] = list(keys)
         column = physical.columns["memory_id"]
@@ -81,7 +78,7 @@ class SqlReads:
 
     def count(self, table: str, namespace: str) -> int:
         """How many live rows ``namespace`` has."""
-        physical = self._tables.store_table(table)
+        physical = self._tables.physical(table)
         where, parameters = self._scope(physical, namespace)
         rows = self._run(f"SELECT count(*) FROM {physical.name} WHERE {where}", parameters)
         return int(rows[0][0])
@@ -92,7 +89,7 @@ class SqlReads:
         Raises:
             ProjectionUnavailableError: the database is down, or the table is gone.
         """
-        physical = self._tables.store_table(table)
+        physical = self._tables.physical(table)
         where, parameters = self._scope(physical, namespace)
         content = physical.columns["content"]
         where += (
@@ -116,16 +113,17 @@ class SqlReads:
 
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
-        physical = self._tables.store_table(table)
+        physical = self._tables.physical(table)
         where, parameters = self._conditions(physical, search)
         parameters["limit"] = min(search.limit, 2**62)
-        if search.vector is None:
+        if search.ranking is Ranking.NEWEST:
             return [row_of(*row) for row in self._newest(physical, where, parameters)]
+        assert search.vector is not None
         if physical.vector is None:
             raise ProjectionUnavailableError(f"the embedding index of table {table} is gone; rebuild the projection")
         parameters["vector"] = _Vector(scaled(search.vector))
         bound = search.min_score
-        if self._has_graph(table) and not self._few(physical, search, where, parameters):
+        if self._has_index(table) and not self._few(physical, search, where, parameters):
             rows = self._nearest(physical, where, parameters, exact=False)
             if len(rows) >= search.limit:
                 return [row_of(*row) for row in rows if bound is None or row[-1] >= bound]
@@ -133,7 +131,7 @@ class SqlReads:
 
     def _nearest(
         self,
-        table: StoreTable,
+        table: PhysicalTable,
         where: str,
         parameters: dict[str, Any],
         *,
@@ -141,7 +139,7 @@ class SqlReads:
         min_score: float | None = None,
     ) -> list[Any]:
         distance, order = f"{table.vector} <=> %(vector)s::{table.vector_type}", "distance"
-        if exact:  # an ORDER BY that is no bare operator cannot be served by the graph
+        if exact:  # an ORDER BY that is no bare operator cannot be served by the index
             distance = f"({distance}) + 0"
             order += f", {table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
         # Rows without a vector come last, and before them those whose stored vector has no direction: their distance is
@@ -156,19 +154,19 @@ class SqlReads:
             parameters,
         )
 
-    def _newest(self, table: StoreTable, where: str, parameters: dict[str, Any]) -> list[Any]:
+    def _newest(self, table: PhysicalTable, where: str, parameters: dict[str, Any]) -> list[Any]:
         order = _newest(table)
         return self._run(
             f"SELECT {_columns(table)} FROM ({self._first(table, where, order)}) AS newest ORDER BY {order}", parameters
         )
 
-    def _first(self, table: StoreTable, where: str, order: str, *more: str) -> str:
+    def _first(self, table: PhysicalTable, where: str, order: str, *more: str) -> str:
         """A subquery of the first rows in ``order``. What only results need is made outside, of these rows alone: to
         parse the metadata of every row that is looked at takes twice as long as their distances."""
         columns = ", ".join([*(table.columns[name] for name in _READ), *more])
         return f"SELECT {columns} FROM {table.name} WHERE {where} ORDER BY {order} LIMIT %(limit)s"
 
-    def _few(self, table: StoreTable, search: Search, where: str, parameters: dict[str, Any]) -> bool:
+    def _few(self, table: PhysicalTable, search: Search, where: str, parameters: dict[str, Any]) -> bool:
         """Whether the conditions leave so few rows that an exact scan of them is cheap."""
         if search.limit > 200:
             return True
@@ -177,12 +175,12 @@ class SqlReads:
         statement = f"SELECT count(*) FROM (SELECT 1 FROM {table.name} WHERE {where} LIMIT {EXACT_ROWS_MAX + 1}) AS few"
         return bool(self._run(statement, parameters)[0][0] <= EXACT_ROWS_MAX)
 
-    def _scope(self, table: StoreTable, namespace: str) -> tuple[str, dict[str, Any]]:
+    def _scope(self, table: PhysicalTable, namespace: str) -> tuple[str, dict[str, Any]]:
         if not self._tables.shared:
             return LIVE, {}
         return f"{LIVE} AND {table.columns['namespace_key']} = %(namespace)s", {"namespace": namespace_key(namespace)}
 
-    def _conditions(self, table: StoreTable, search: Search) -> tuple[str, dict[str, Any]]:
+    def _conditions(self, table: PhysicalTable, search: Search) -> tuple[str, dict[str, Any]]:
         where, parameters = self._scope(table, search.namespace)
         conditions = [where]
         column = table.columns
@@ -207,6 +205,7 @@ class SqlReads:
     def _connection(self) -> contextlib.AbstractContextManager[psycopg.Connection[Any]]:
         options = self._options
         return shared.connection(
+            self._tables.connection_string(),
             _configure,
             size_max=options.connections_max,
             idle_seconds=options.connection_idle_seconds,
@@ -228,7 +227,7 @@ class SqlReads:
                     raise ProjectionUnavailableError(f"the read failed: {error}") from error
                 shared.forget_idle()
                 with contextlib.suppress(Exception):  # if it stays away, the second attempt says so
-                    revive_server()
+                    self._tables.revive()
         raise AssertionError("unreachable")
 
 
@@ -236,7 +235,7 @@ class SqlReads:
 _READ = ("id_text", "memory_id", "content", "metadata", "metadata_text", "timestamp", "lsn")
 
 
-def _columns(table: StoreTable) -> str:
+def _columns(table: PhysicalTable) -> str:
     column = table.columns
     text, value = column["metadata_text"], column["metadata"]
     # a user may have changed the metadata through Pixeltable: then its text is out of date
@@ -244,7 +243,7 @@ def _columns(table: StoreTable) -> str:
     return f"{column['id_text']}, {column['memory_id']}, {column['content']}, {metadata}, {column['timestamp']}"
 
 
-def _newest(table: StoreTable) -> str:
+def _newest(table: PhysicalTable) -> str:
     column = table.columns
     return f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
 

@@ -1,9 +1,9 @@
-"""The connections of this process to Pixeltable's database: shared by its stores, bounded, let go when idle.
+"""The connections of this process to the database of the tables: shared by its stores, bounded, let go when idle.
 
-Three kinds: those in the pool here, for reads; single ones for upkeep and claims (:func:`connect`); and
-Pixeltable's own pool, which this module watches. A child of a fork inherits the sockets of all of them, and must not
-speak on them: there they are replaced by the null device, so that the child can neither disturb its parent's sessions
-nor keep them open after the parent's end.
+Three kinds: those in the pool here, for reads; single ones for upkeep and claims (:func:`connect`); and the pool of the
+tables' host, which this module watches. A child of a fork inherits the sockets of all of them, and must not speak on
+them: there they are replaced by the null device, so that the child can neither disturb its parent's sessions nor keep
+them open after the parent's end.
 """
 
 from __future__ import annotations
@@ -22,27 +22,21 @@ import sqlalchemy as sql
 
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.forks import never_collect
-from pixelmemory.projection.pixeltable.server import EXHAUSTED_REMEDY, is_exhausted
+from pixelmemory.projection.sql.failures import EXHAUSTED_REMEDY, is_exhausted
 
-__all__ = ["ReadConnections", "connect", "connection_string", "keep_from_children", "shared", "watch_engine"]
+__all__ = ["ReadConnections", "connect", "keep_from_children", "shared", "watch_engine"]
 
 #: pause between two tries to connect where the server has no connection left
 PAUSE_SECONDS = 0.1
 
 
-def connection_string() -> str:
-    """Pixeltable's database, as psycopg takes it."""
-    from pixeltable.env import Env
-
-    return str(Env.get().db_url).replace("postgresql+psycopg://", "postgresql://", 1)
-
-
 def connect(
-    application_name: str, *, timeout_seconds: float = 30.0, options: str | None = None
+    dsn: str, application_name: str, *, timeout_seconds: float = 30.0, options: str | None = None
 ) -> psycopg.Connection[Any]:
     """A connection of its own, in autocommit mode; the caller closes it.
 
     Args:
+        dsn: the database, as psycopg takes it.
         timeout_seconds: how long to wait while the server has no connection left.
 
     Raises:
@@ -52,9 +46,7 @@ def connect(
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:
-            connection = psycopg.connect(
-                connection_string(), autocommit=True, application_name=application_name, options=options
-            )
+            connection = psycopg.connect(dsn, autocommit=True, application_name=application_name, options=options)
         except psycopg.OperationalError as error:
             if not is_exhausted(error):
                 raise
@@ -78,12 +70,13 @@ class ReadConnections:
         self._changed = threading.Condition()
         self._sweeper: threading.Thread | None = None
         self._idle_seconds = 30.0
-        #: when a connection of Pixeltable's own pool was last given back
+        #: when a connection of the host's pool was last given back
         self._engine_used_at = 0.0
 
     @contextlib.contextmanager
     def connection(
         self,
+        dsn: str,
         configure: Callable[[psycopg.Connection[Any]], None],
         *,
         size_max: int = 16,
@@ -93,6 +86,7 @@ class ReadConnections:
         """Lend a connection for the block; one in which an error was raised is closed, not kept.
 
         Args:
+            dsn: the database; the same for every caller, until :meth:`forget_idle`.
             configure: called with a new connection; the same for every caller.
             size_max: how many may be in use; the block waits for its turn.
             idle_seconds: how long it is kept afterwards.
@@ -106,7 +100,7 @@ class ReadConnections:
         connection = self._take(size_max, timeout_seconds)
         try:
             if connection is None:
-                connection = connect("pixelmemory", timeout_seconds=timeout_seconds, options="-c timezone=UTC")
+                connection = connect(dsn, "pixelmemory", timeout_seconds=timeout_seconds, options="-c timezone=UTC")
                 configure(connection)
             yield connection
         except BaseException:
@@ -149,7 +143,7 @@ class ReadConnections:
     # -- letting go
 
     def engine_used(self) -> None:
-        """A connection of Pixeltable's own pool was given back."""
+        """A connection of the host's pool was given back."""
         with self._changed:
             self._engine_used_at = time.monotonic()
             self._sweep_later()
@@ -175,19 +169,17 @@ class ReadConnections:
             for connection in expired:
                 connection.close()
             if engine_is_idle:
-                _let_engine_go()
+                _let_engines_go()
             if nothing_left:
                 return
 
 
-def _let_engine_go() -> None:
-    """Close the idle connections of Pixeltable's own pool, if none is in use."""
-    from pixeltable.env import Env
-
-    env = Env._instance
-    engine = None if env is None else env._sa_engine
-    if engine is not None and engine.pool.checkedin() and not engine.pool.checkedout():
-        engine.dispose()
+def _let_engines_go() -> None:
+    """Close the idle connections of every watched pool of which none is in use."""
+    for engine in list(_watched):
+        pool: Any = engine.pool
+        if pool.checkedin() and not pool.checkedout():
+            engine.dispose()
 
 
 #: of this process
@@ -197,7 +189,7 @@ _watched: weakref.WeakSet[sql.Engine] = weakref.WeakSet()
 
 
 def watch_engine(engine: sql.Engine) -> None:
-    """Let the connections of Pixeltable's own pool be let go, and kept from children, as ours are."""
+    """Let the connections of a host's pool be let go, and kept from children, as ours are."""
     if engine in _watched:
         return
     _watched.add(engine)

@@ -1,0 +1,289 @@
+"""The projection in Pixeltable: :class:`pixelmemory.projection.contract.Host` of its tables, read and written by SQL.
+
+Where Pixeltable's internals are not as expected, or by option, the same through its public API alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import pixeltable as pxt
+from pixeltable import exceptions as excs
+
+from pixelmemory.embedding.window import Window
+from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.memory.identity import memory_key
+from pixelmemory.memory.schema import Schema
+from pixelmemory.memory.search import Search
+from pixelmemory.options import Options
+from pixelmemory.projection import embed
+from pixelmemory.projection.batches import EmbedTexts
+from pixelmemory.projection.changes import Change
+from pixelmemory.projection.contract import Capability, DeadLetter, ProjectionState, Row, Vectors
+from pixelmemory.projection.embed import VectorSource
+from pixelmemory.projection.pixeltable import internals, startup
+from pixelmemory.projection.pixeltable.claim import Claim
+from pixelmemory.projection.pixeltable.public_api import PublicReads
+from pixelmemory.projection.pixeltable.purge import NEEDS_SQL, purge, scrub
+from pixelmemory.projection.pixeltable.tables import TableSet, find_folder, folder_name
+from pixelmemory.projection.pixeltable.writer import TableWriter
+from pixelmemory.projection.sql.failures import first_line
+from pixelmemory.projection.sql.hnsw import IndexKeeper
+from pixelmemory.projection.sql.reads import SqlReads
+
+__all__ = ["PixeltableHost", "TableReads"]
+
+
+class TableReads(Protocol):
+    """How the tables are read; called on worker threads, several at a time. ``table`` is a table of the projection."""
+
+    def search(self, table: str, search: Search) -> list[Row]:
+        """The rows of ``table`` that satisfy ``search``, best first."""
+
+    def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
+        """One memory, or None."""
+
+    def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of ``keys`` are live rows."""
+
+    def count(self, table: str, namespace: str) -> int:
+        """How many live rows ``namespace`` has."""
+
+    def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
+        """As :meth:`pixelmemory.projection.contract.Host.long_texts`."""
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell what it means that a table or column of the projection is gone."""
+    try:
+        yield
+    except (excs.NotFoundError, AttributeError) as error:
+        raise ProjectionUnavailableError(
+            f"a table or column of the projection is gone ({first_line(error)}); put it back, or rebuild the projection"
+        ) from error
+
+
+class PixeltableHost:
+    """The tables of one store in Pixeltable. Made by :meth:`open`, on a worker thread.
+
+    Attributes:
+        tables: which tables there are.
+        reads: how they are read.
+        indexes: the upkeep of their HNSW indexes; None where Pixeltable keeps them itself.
+    """
+
+    tables: TableSet
+    reads: TableReads
+    indexes: IndexKeeper | None
+    _writer: TableWriter
+
+    def __init__(self, claim: Claim, tables: TableSet, source: VectorSource, options: Options) -> None:
+        self._claim = claim
+        self.tables = tables
+        self._source = source
+        self._options = options
+        self.indexes = None
+
+    @classmethod
+    @internals.thread_released()
+    def open(
+        cls,
+        store_name: str,
+        tables_id: uuid.UUID,
+        state: ProjectionState,
+        *,
+        schema: Schema | None,
+        embed_texts: EmbedTexts | None,
+        options: Options,
+    ) -> PixeltableHost:
+        """Claim the tables of a store; after :func:`pixelmemory.projection.pixeltable.startup.start_pixeltable`.
+
+        Args:
+            store_name: part of the name of the tables' folder.
+            tables_id: the rest of it: the store's id, or what a copy of a store has in its place.
+            state: what the tables have to be made from.
+            schema: which metadata has typed columns.
+            embed_texts: the store's model behind its cache, or None.
+            options: limits.
+
+        Raises:
+            StoreLockedError: a copy of this store uses them.
+        """
+        folder = folder_name(store_name, tables_id)
+        claim = Claim(folder)
+        try:
+            tables = TableSet(folder, state, schema, direct_sql=options.direct_sql)
+            found = find_folder(store_name, tables_id, state.store_id)
+            if found is not None and found != folder:
+                with contextlib.closing(Claim(found)):  # who still has it open under its other name keeps it
+                    tables.adopt(found)
+        except BaseException:
+            claim.release()
+            raise
+        return cls(claim, tables, VectorSource(embed_texts), options)
+
+    @property
+    def name(self) -> str:
+        """The folder in Pixeltable."""
+        return self.tables.path
+
+    @property
+    def lacks(self) -> Mapping[Capability, str]:
+        """Without SQL nothing can be purged."""
+        return {} if self.tables.direct_sql else {Capability.PURGE: NEEDS_SQL}
+
+    def on_thread(self) -> contextlib.AbstractContextManager[None]:
+        """Pixeltable keeps an event loop for each thread."""
+        return internals.thread_released()
+
+    # -- the projection as a whole
+
+    def stored_state(self) -> tuple[ProjectionState, int] | None:
+        return self.tables.stored_state()
+
+    def reset(self) -> None:
+        self.tables.drop()
+        self.tables.initialize()
+
+    def load(self) -> None:
+        options = self._options
+        self.tables.load()
+        self.reads = PublicReads(self.tables)
+        if self.tables.direct_sql:
+            backlog = max(2 * options.batch_events_max, 5000)
+            self.indexes = IndexKeeper(self.tables, rows_min=options.graph_rows_min, backlog_events=backlog)
+            self.indexes.start()
+            self.reads = SqlReads(self.tables, options, self.indexes.has_index)
+        self._writer = TableWriter(self.tables, self._source)
+        embed.register(self.tables.state.store_id, self._source)
+
+    def revive(self, check: Callable[[], None]) -> None:
+        startup.revive_server(self._options.database_timeout_seconds, check)
+        self._claim.renew()
+
+    def close(self, *, keep_claim: bool) -> None:
+        if self.indexes is not None:
+            self.indexes.stop()
+        embed.unregister(self.tables.state.store_id, self._source)
+        if not keep_claim:
+            self._claim.release()
+
+    # -- errors
+
+    def is_infrastructure_error(self, error: BaseException) -> bool:
+        return startup.is_infrastructure_error(error)
+
+    def is_missing_table(self, error: BaseException) -> bool:
+        return startup.is_missing_table(error)
+
+    # -- writing
+
+    def prepare(self, changes: Sequence[Change]) -> None:
+        self._writer.prepare(changes)
+
+    def apply(
+        self,
+        changes: Sequence[Change],
+        vectors: Vectors,
+        *,
+        checkpoint_lsn: int | None,
+        replace: bool = False,
+        dead_letters: Sequence[DeadLetter] = (),
+        revived_lsns: Sequence[int] = (),
+    ) -> list[DeadLetter]:
+        return self._writer.apply(
+            changes,
+            vectors,
+            checkpoint_lsn=checkpoint_lsn,
+            replace=replace,
+            dead_letters=dead_letters,
+            revived_lsns=revived_lsns,
+        )
+
+    def dead_letters(self) -> list[DeadLetter]:
+        return self.tables.dead_letters()
+
+    def damage(self, namespaces: Collection[str]) -> str | None:
+        return self.tables.damage(self._names(namespaces))
+
+    def create(self, namespace: str) -> None:
+        self.tables.create(namespace)
+
+    def _names(self, namespaces: Collection[str]) -> set[str]:
+        names = {self.tables.name_of(namespace) for namespace in namespaces}
+        return {name for name in names if name is not None}
+
+    # -- reading
+
+    def knows(self, namespace: str) -> bool:
+        return self.tables.name_of(namespace) is not None
+
+    def namespaces(self) -> list[str]:
+        return self.tables.namespaces()
+
+    def get(self, namespace: str, memory_id: str) -> Row | None:
+        table = self.tables.name_of(namespace)
+        if table is None:
+            return None
+        with _told():
+            return self.reads.get(table, namespace, memory_id)
+
+    def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
+        table = self.tables.name_of(namespace)
+        if table is None:
+            return set()
+        keys: dict[uuid.UUID, str] = {memory_key(memory_id): memory_id for memory_id in memory_ids}
+        with _told():
+            return {keys[key] for key in self.reads.existing(table, namespace, list(keys))}
+
+    def count(self, namespace: str) -> int:
+        table = self.tables.name_of(namespace)
+        if table is None:
+            return 0
+        with _told():
+            return self.reads.count(table, namespace)
+
+    def search(self, search: Search) -> list[Row]:
+        table = self.tables.name_of(search.namespace)
+        if table is None or search.limit == 0:
+            return []
+        with _told():
+            return self.reads.search(table, search)
+
+    def long_texts(self, namespace: str, window: Window) -> Generator[list[Row]]:
+        table = self.tables.name_of(namespace)
+        if table is not None:
+            with _told():
+                yield from self.reads.long_texts(table, namespace, window)
+
+    # -- upkeep
+
+    def before_batch(self, changes: Sequence[Change], lag_events: int) -> None:
+        if self.indexes is not None:
+            self.indexes.before_batch(self._names({change.namespace for change in changes}), lag_events)
+
+    def after_batch(self, changes: Collection[Change], lag_events: int) -> None:
+        if self.indexes is None:
+            return
+        inserted: Counter[str] = Counter()
+        for change in changes:
+            name = self.tables.name_of(change.namespace)
+            if name is not None:
+                inserted[name] += change.insert - change.delete
+        self.indexes.after_batch(inserted, lag_events)
+
+    # -- what a host may lack
+
+    def purge(self, namespace: str, memory_ids: Collection[str] | None, up_to_lsn: int) -> None:
+        purge(self.tables, namespace, memory_ids, up_to_lsn)
+        scrub(self.tables, namespace)
+
+    def table(self, namespace: str) -> pxt.Table:
+        name = self.tables.name_of(namespace)
+        assert name is not None
+        return pxt.get_table(f"{self.tables.path}/{name}")
