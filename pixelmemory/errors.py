@@ -37,8 +37,11 @@ Errors carry their data as attributes and build their own message.
 
 from __future__ import annotations
 
+import copy
+import enum
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 __all__ = [
     "CheckpointAheadError",
@@ -65,6 +68,7 @@ __all__ = [
     "StoreError",
     "StoreForkedError",
     "StoreLockedError",
+    "UnavailableCause",
     "UnembeddableTextError",
     "UnknownEventError",
     "UnknownOutcomeError",
@@ -106,7 +110,29 @@ _FIELD_CHARS_MAX, _REASON_CHARS_MAX = 300, 1000
 
 
 class PixelmemoryError(Exception):
-    """Base of every error raised by this package."""
+    """Base of every error raised by this package. Each can be copied and pickled, with its attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the arguments of a class are not those of its base, which Exception's own way would call it with
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[PixelmemoryError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PixelmemoryError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+E = TypeVar("E", bound=PixelmemoryError)
+
+
+def copy_of(error: E) -> E:
+    """Another instance of ``error``, for one of several who wait: a traceback belongs to one raise.
+
+    The same class, message and attributes, whatever the class takes to be made.
+    """
+    return copy.copy(error)
 
 
 class InvalidArgumentError(PixelmemoryError, ValueError):
@@ -395,8 +421,39 @@ class ProjectionMismatchError(ProjectionError):
         self.given_fields = given_fields
 
 
+class UnavailableCause(enum.Enum):
+    """Why the tables cannot be used."""
+
+    #: the database, or Pixeltable, does not start
+    NOT_STARTED = "not started"
+    #: the database cannot be reached, or failed during a call
+    DATABASE_DOWN = "database down"
+    #: no connection is left, of the server's or of this process's
+    NO_CONNECTION = "no connection"
+    #: the database did not answer in time
+    TIMEOUT = "timeout"
+    #: a table, column or index of ours is gone
+    TABLE_GONE = "table gone"
+    #: the tables refuse every row
+    ROWS_REFUSED = "rows refused"
+    #: the tables could not be built from the log, or not yet
+    NOT_BUILT = "not built"
+    #: the projector has stopped: what is logged does not become visible until the store is opened again
+    PROJECTOR_STOPPED = "projector stopped"
+    #: the store was opened without its tables, as ``Options.open_without_tables`` allows
+    WITHOUT_TABLES = "without tables"
+
+
 class ProjectionUnavailableError(ProjectionError):
-    """The database cannot be reached, or the projector has stopped. The log goes on; the message says the cause."""
+    """The tables cannot be used at the moment. The log goes on; the message says what to do.
+
+    Attributes:
+        cause: why.
+    """
+
+    def __init__(self, message: str, cause: UnavailableCause) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class WaitTimeoutError(PixelmemoryError, TimeoutError):

@@ -19,7 +19,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryDeleted
 from pixelmemory.paths import absolute_path
@@ -148,7 +148,9 @@ class ProjectionSnapshot:
         self.path = path
         rows = self._read("state", ("store_id", "checkpoint_lsn"))
         if len(rows) != 1:
-            raise ProjectionUnavailableError(f"the projection {path} is only half made; the next open makes it anew")
+            raise ProjectionUnavailableError(
+                f"the projection {path} is only half made; the next open makes it anew", UnavailableCause.NOT_BUILT
+            )
         self.state_id: str = rows[0][0]
         self.checkpoint_lsn: int = rows[0][1]
         self.dead_lsns: set[int] = {row[0] for row in self._read("dead_letters", ("lsn",))}
@@ -186,7 +188,9 @@ class ProjectionSnapshot:
                     for row in cursor.execute(_select(table, columns)):
                         yield _table_row(row, row[7] if shared else namespace)
             except psycopg.Error as error:
-                raise ProjectionUnavailableError(f"table {self.path}/{name} cannot be read: {error}") from error
+                raise ProjectionUnavailableError(
+                    f"table {self.path}/{name} cannot be read: {error}", UnavailableCause.DATABASE_DOWN
+                ) from error
 
     def compare(self, fold: Fold) -> Comparison:
         """Compare every row with ``fold``, which has to be complete up to the checkpoint."""
@@ -240,7 +244,9 @@ def open_snapshot(store_name: str, tables_id: uuid.UUID, history_id: uuid.UUID) 
         with open_tables(store_name, tables_id, history_id) as (connection, path):
             yield ProjectionSnapshot(connection, path)
     except psycopg.Error as error:
-        raise ProjectionUnavailableError(f"the database cannot be read: {error}") from error
+        raise ProjectionUnavailableError(
+            f"the database cannot be read: {error}", UnavailableCause.DATABASE_DOWN
+        ) from error
 
 
 def _refuse_to_make_a_home() -> None:
@@ -249,7 +255,8 @@ def _refuse_to_make_a_home() -> None:
     elsewhere = any(os.environ.get(name) for name in ("PIXELTABLE_DB_CONNECT_STR", "PIXELTABLE_PGDATA"))
     if not elsewhere and not (home / "pgdata").exists() and not (home / "config.toml").exists():
         raise ProjectionUnavailableError(
-            f"there is no Pixeltable at {home}; set PIXELTABLE_HOME to the one that the store is used with"
+            f"there is no Pixeltable at {home}; set PIXELTABLE_HOME to the one that the store is used with",
+            UnavailableCause.NOT_STARTED,
         )
 
 
@@ -259,7 +266,9 @@ def _physical(path: str, *needed: str) -> tuple[str, Mapping[str, str]]:
 
     found = physical_table(path)
     if gone := [column for column in needed if column not in found.columns]:
-        raise ProjectionUnavailableError(f"table {path} has no column {gone[0]} any more; rebuild the projection")
+        raise ProjectionUnavailableError(
+            f"table {path} has no column {gone[0]} any more; rebuild the projection", UnavailableCause.TABLE_GONE
+        )
     return found.name, found.columns
 
 

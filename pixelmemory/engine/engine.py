@@ -32,8 +32,10 @@ from pixelmemory.errors import (
     StoreClosedError,
     StoreForkedError,
     StoreLockedError,
+    UnavailableCause,
     WaitTimeoutError,
     WrongThreadError,
+    copy_of,
 )
 from pixelmemory.forks import forks
 from pixelmemory.interrupts import launch, start_new_thread
@@ -333,7 +335,8 @@ class Engine:
                     if not self.options.open_without_tables:
                         raise ProjectionUnavailableError(
                             f"{reason}. The log is whole; mend the cause and open the store again, or open it with "
-                            "Options(open_without_tables=True) to write"
+                            "Options(open_without_tables=True) to write",
+                            UnavailableCause.NOT_BUILT,
                         ) from failure
                     _logger.error("%s", reason)
                     return
@@ -606,8 +609,7 @@ class Engine:
                     await done.wait()
             raise
         if append.error is not None:
-            # one error, many waiters: each gets an instance with a traceback of its own
-            raise type(append.error)(*append.error.args) from append.error
+            raise copy_of(append.error) from append.error  # one error, many waiters
         assert append.last_lsn is not None
         return append.last_lsn
 
@@ -645,7 +647,8 @@ class Engine:
             return await anyio.to_thread.run_sync(run, limiter=self._readers, abandon_on_cancel=True)
         raise ProjectionUnavailableError(
             f"the read has not ended within {seconds:g} s: the database does not answer (is its server stopped or "
-            "overloaded?), or the table is too large for it; raise Options.read_timeout_seconds"
+            "overloaded?), or the table is too large for it; raise Options.read_timeout_seconds",
+            UnavailableCause.TIMEOUT,
         )
 
     async def retry_dead_letters(self) -> int:

@@ -12,7 +12,13 @@ from collections.abc import Iterable
 
 import anyio
 
-from pixelmemory.errors import ProjectionUnavailableError, StoreClosedError, UnknownOutcomeError, WaitTimeoutError
+from pixelmemory.errors import (
+    ProjectionUnavailableError,
+    StoreClosedError,
+    UnavailableCause,
+    UnknownOutcomeError,
+    WaitTimeoutError,
+)
 from pixelmemory.memory.events import MemoryDeleted, MemoryEvent
 from pixelmemory.store.opening import OpenStore
 
@@ -119,7 +125,9 @@ class Visibility:
                 "to see whether it was recorded, or read with consistency='eventual'"
             )
         if projector.failure is not None:
-            raise ProjectionUnavailableError(f"{projector.blocked}; LSN {lsn} is durable and not visible")
+            raise ProjectionUnavailableError(
+                f"{projector.blocked}; LSN {lsn} is durable and not visible", UnavailableCause.PROJECTOR_STOPPED
+            )
         raise WaitTimeoutError(lsn, projector.watermark, timeout_seconds, projector.blocked)
 
     def _out_of_reach(self, lsn: int) -> bool:

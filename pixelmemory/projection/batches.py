@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelmemory.errors import UnembeddableTextError
+from pixelmemory.errors import StoreClosedError, UnembeddableTextError
 from pixelmemory.faults import fault_point
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.options import Options
@@ -77,7 +77,11 @@ class Preparer:
         self.embed_seconds = 0.0
 
     def prepare(self, events: list[StoredEvent]) -> Batch:
-        """Fold ``events``, and embed each distinct text once. Blocks for as long as the machine cannot embed."""
+        """Fold ``events``, and embed each distinct text once. Blocks for as long as the machine cannot embed.
+
+        Raises:
+            StoreClosedError: the store was closed meanwhile.
+        """
         fault_point("projector.fold")
         changes = fold(events)
         vectors: dict[tuple[str, str], np.ndarray | None] = {}
@@ -148,7 +152,7 @@ class Preparer:
                 return outcomes | self._embed_each(texts[:half]) | self._embed_each(texts[half:])
             self._block("embedding", failure)
             if self._stopping.wait(pause):
-                return outcomes | dict.fromkeys(texts, "the store was closed")
+                raise StoreClosedError("the store was closed")
             pause = min(pause * 2, self._options.retry_seconds_max)
         return outcomes
 

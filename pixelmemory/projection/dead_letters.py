@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import DeadLetter, Host, Vectors, letters_of
 from pixelmemory.projection.sql.failures import first_line
@@ -51,6 +51,8 @@ def apply_what_can_be(
                 continue
             refused += 1
             if refused >= REFUSED_MAX and accepted == 0 and not revive:
-                raise ProjectionUnavailableError(f"{refused} memories were refused, one by one: {reason}") from error
+                raise ProjectionUnavailableError(
+                    f"{refused} memories were refused, one by one: {reason}", UnavailableCause.ROWS_REFUSED
+                ) from error
             dead += letters_of(part[0], reason)
     return dead

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.projection.stats import ProjectorStats
 
@@ -34,7 +34,7 @@ class _MissingProjector:
     def request(self, run: Callable[[], Any]) -> Future[Any]:  # noqa: ARG002
         """Refuse it."""
         future: Future[Any] = Future()
-        future.set_exception(ProjectionUnavailableError(self.blocked))
+        future.set_exception(ProjectionUnavailableError(self.blocked, UnavailableCause.WITHOUT_TABLES))
         return future
 
     def retry_dead_letters(self) -> int:
@@ -58,7 +58,7 @@ class _MissingHost:
 
     def __getattr__(self, name: str) -> Callable[..., NoReturn]:
         def refuse(*_args: object, **_kwargs: object) -> NoReturn:
-            raise ProjectionUnavailableError(self._reason)
+            raise ProjectionUnavailableError(self._reason, UnavailableCause.WITHOUT_TABLES)
 
         return refuse
 
@@ -75,15 +75,15 @@ class MissingProjection:
 
     def check_erasable(self) -> NoReturn:
         """Raise ProjectionUnavailableError."""
-        raise ProjectionUnavailableError(self.projector.blocked)
+        raise ProjectionUnavailableError(self.projector.blocked, UnavailableCause.WITHOUT_TABLES)
 
     def erase(self, _erasure: Erasure) -> NoReturn:
         """Raise ProjectionUnavailableError."""
-        raise ProjectionUnavailableError(self.projector.blocked)
+        raise ProjectionUnavailableError(self.projector.blocked, UnavailableCause.WITHOUT_TABLES)
 
     def namespace_table(self, _namespace: str) -> NoReturn:
         """Raise ProjectionUnavailableError."""
-        raise ProjectionUnavailableError(self.projector.blocked)
+        raise ProjectionUnavailableError(self.projector.blocked, UnavailableCause.WITHOUT_TABLES)
 
     def close(self) -> None:
         """Nothing is held."""

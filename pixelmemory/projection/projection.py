@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from typing import Any
 
-from pixelmemory.errors import CheckpointAheadError, PixelmemoryError, ProjectionError, ProjectionUnavailableError
+from pixelmemory.errors import (
+    CheckpointAheadError,
+    PixelmemoryError,
+    ProjectionError,
+    ProjectionUnavailableError,
+    UnavailableCause,
+)
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.schema import Schema
@@ -17,7 +23,7 @@ from pixelmemory.projection.contract import Capability, Host, ProjectionState
 from pixelmemory.projection.mismatch import find_mismatch
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.query import Query
-from pixelmemory.projection.sql.failures import first_line
+from pixelmemory.projection.sql.failures import cause_of, first_line
 
 __all__ = ["Projection"]
 
@@ -111,7 +117,9 @@ class Projection:
             made = self.projector.request(lambda: self.host.create(namespace))
             if not wait([made], self._wait_timeout_seconds).done:
                 reason = self.projector.blocked or "the projector is busy"
-                raise ProjectionUnavailableError(f"the table of {namespace!r} is not made yet: {reason}")
+                raise ProjectionUnavailableError(
+                    f"the table of {namespace!r} is not made yet: {reason}", UnavailableCause.NOT_BUILT
+                )
             made.result()
         return self.host.table(namespace)
 
@@ -137,7 +145,9 @@ class Projection:
         except PixelmemoryError:
             raise
         except Exception as error:
-            raise ProjectionUnavailableError(f"dead letters could not be erased: {first_line(error)}") from error
+            raise ProjectionUnavailableError(
+                f"dead letters could not be erased: {first_line(error)}", cause_of(error)
+            ) from error
         self.host.purge(erasure.namespace, erasure.memory_ids, erasure.up_to_lsn)
 
     def close(self) -> None:

@@ -21,7 +21,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreLockedError
+from pixelmemory.errors import (
+    PixelmemoryError,
+    ProjectionUnavailableError,
+    StoreClosedError,
+    StoreLockedError,
+    UnavailableCause,
+    copy_of,
+)
 from pixelmemory.faults import fault_point
 from pixelmemory.log.file.file_log import Log
 from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
@@ -133,7 +140,7 @@ class Projector:
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        self._fail_requests(ProjectionUnavailableError("the store was closed"))
+        self._fail_requests(StoreClosedError("the store was closed"))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _stop_threads(self) -> None:
@@ -152,12 +159,16 @@ class Projector:
     def request(self, run: Callable[[], T]) -> Future[T]:
         """Run ``run`` on the writer thread, between two batches."""
         future: Future[T] = Future()
-        if self.failure is not None or self._stopping.is_set():
-            future.set_exception(ProjectionUnavailableError(f"the projector is not running: {self.failure}"))
+        if self.failure is not None:
+            reason = f"the projector is not running: {self.failure}"
+            future.set_exception(ProjectionUnavailableError(reason, UnavailableCause.PROJECTOR_STOPPED))
+            return future
+        if self._stopping.is_set():
+            future.set_exception(StoreClosedError("the store was closed"))
             return future
         self._inbox.put(_Request(run, future))
         if self._stopping.is_set():
-            self._fail_requests(ProjectionUnavailableError("the store was closed"))
+            self._fail_requests(StoreClosedError("the store was closed"))
         return future
 
     def stats(self) -> ProjectorStats:
@@ -176,9 +187,9 @@ class Projector:
         )
 
     def check_running(self) -> None:
-        """Raise ProjectionUnavailableError once it is being stopped: for what waits on one of its threads."""
+        """Raise StoreClosedError once it is being stopped: for what waits on one of its threads."""
         if self._stopping.is_set():
-            raise ProjectionUnavailableError("the store was closed")
+            raise StoreClosedError("the store was closed")
 
     # -- both threads
 
@@ -191,17 +202,17 @@ class Projector:
             self.blocked = f"the projector stopped: {first_line(error)}"
             _logger.critical("the projector stopped: reads see LSN %d and no later", self.watermark, exc_info=True)
             self._stop_threads()
-            self._fail_requests(ProjectionUnavailableError(self.blocked))
+            self._fail_requests(ProjectionUnavailableError(self.blocked, UnavailableCause.PROJECTOR_STOPPED))
             self._on_watermark(self.watermark)
 
-    def _fail_requests(self, error: Exception) -> None:
+    def _fail_requests(self, error: PixelmemoryError) -> None:
         while True:
             try:
                 item = self._inbox.get_nowait()
             except queue.Empty:
                 return
             if isinstance(item, _Request):
-                item.future.set_exception(error)
+                item.future.set_exception(copy_of(error))
 
     # -- the reader thread
 
@@ -222,7 +233,10 @@ class Projector:
             self._slots.acquire()
             if self._stopping.is_set():
                 return
-            self._inbox.put(self._preparer.prepare(events))
+            try:
+                self._inbox.put(self._preparer.prepare(events))
+            except StoreClosedError:
+                return
             next_lsn = events[-1].lsn + 1
 
     def _wait_for_events(self, next_lsn: int) -> None:
@@ -327,6 +341,8 @@ class Projector:
             self._host.revive(self.check_running)
         except StoreLockedError:
             raise
+        except StoreClosedError:
+            return False  # its end comes with the next look
         except Exception as error:  # noqa: BLE001 - it is tried again, and reported meanwhile
             self._block("the database", error)
             return False
@@ -357,7 +373,9 @@ class Projector:
             if self._host.is_infrastructure_error(error) and not self._host.is_missing_table(error):
                 raise
             if (damage := self._host.damage({change.namespace for change in changes})) is not None:
-                raise ProjectionUnavailableError(f"{damage}; put it back, or rebuild the projection") from error
+                raise ProjectionUnavailableError(
+                    f"{damage}; put it back, or rebuild the projection", UnavailableCause.TABLE_GONE
+                ) from error
             if self._host.is_infrastructure_error(error):
                 raise
             _logger.warning("a batch was refused (%s): looking for the event that causes it", first_line(error))

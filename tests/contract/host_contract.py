@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pixelmemory import Options, ProjectionError, ProjectionUnavailableError, StoreLockedError
+from pixelmemory import Options, ProjectionError, ProjectionUnavailableError, StoreLockedError, UnavailableCause
 from pixelmemory.embedding.window import Window
 from pixelmemory.faults import set_fault_hook
 from pixelmemory.log.contract import StoredEvent
@@ -397,7 +397,7 @@ class HostContract:
             OSError(28, "no space"),
             MemoryError(),
             wrapped,
-            ProjectionUnavailableError("x"),
+            ProjectionUnavailableError("x", UnavailableCause.DATABASE_DOWN),
         ):
             assert host.is_infrastructure_error(error), error
         for wrong in (ValueError("a row"), ProjectionError("a row"), psycopg.DataError("a value")):
@@ -412,8 +412,9 @@ class HostContract:
         damage = host.damage([NAMESPACE])
         assert damage is not None
         assert "gone" in damage
-        with pytest.raises(ProjectionUnavailableError):
+        with pytest.raises(ProjectionUnavailableError) as caught:
             host.get(NAMESPACE, "m")
+        assert caught.value.cause is UnavailableCause.TABLE_GONE
 
     # -- upkeep
 

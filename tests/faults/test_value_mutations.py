@@ -161,6 +161,21 @@ MUTATIONS = (
         "        where, parameters = LIVE, dict[str, Any]()\n        content = physical",
         (f"{TRUNCATION}they_are_listed_newest_first[Layout.SHARED-sql]",),
     ),
+    # -- errors
+    Mutation(
+        "a copied error loses what it carries",
+        "errors",
+        "    error.__dict__.update(attributes)\n",
+        "",
+        ("test_errors.py::test_every_error_is_copied_whole",),
+    ),
+    Mutation(
+        "a table that is gone is told as a database that is down",
+        "projection/sql/failures",
+        "            return UnavailableCause.TABLE_GONE\n",
+        "            return UnavailableCause.DATABASE_DOWN\n",
+        ("test_errors.py::test_what_an_error_of_the_database_says",),
+    ),
 )
 
 

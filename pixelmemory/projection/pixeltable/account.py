@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 
 __all__ = ["Account"]
 
@@ -47,7 +47,8 @@ class Account(NamedTuple):
                 reason = getattr(error, "stderr", "") or error
                 raise ProjectionUnavailableError(
                     f"PostgreSQL does not run as root, and a user {SYSTEM_USER!r} for it could not be made: {reason}. "
-                    "Make that user, run as an ordinary user, or name a database in PIXELTABLE_DB_CONNECT_STR"
+                    "Make that user, run as an ordinary user, or name a database in PIXELTABLE_DB_CONNECT_STR",
+                    UnavailableCause.NOT_STARTED,
                 ) from error
         return cls(entry.pw_uid, entry.pw_gid, programs)
 
@@ -72,7 +73,9 @@ class Account(NamedTuple):
                     **identity,
                 )  # fmt: skip
             except (OSError, subprocess.SubprocessError) as error:
-                raise ProjectionUnavailableError(f"{command[0]} could not be run: {error}") from error
+                raise ProjectionUnavailableError(
+                    f"{command[0]} could not be run: {error}", UnavailableCause.NOT_STARTED
+                ) from error
             for stream in (stdout, stderr):
                 stream.seek(0)
             return subprocess.CompletedProcess(list(command), done.returncode, stdout.read(), stderr.read())
@@ -106,7 +109,8 @@ def _let_through(folder: Path, uid: int) -> None:
         folder.chmod(folder.stat().st_mode | 0o001)
     except OSError as error:
         raise ProjectionUnavailableError(
-            f"the user of the database cannot get through {folder}: {error}. Choose another PIXELTABLE_HOME"
+            f"the user of the database cannot get through {folder}: {error}. Choose another PIXELTABLE_HOME",
+            UnavailableCause.NOT_STARTED,
         ) from error
 
 

@@ -15,7 +15,7 @@ import pixeltable as pxt
 from pixeltable import exceptions as excs
 
 from pixelmemory.embedding.window import Window
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import Schema
 from pixelmemory.memory.search import Search
@@ -64,7 +64,9 @@ def _told() -> Iterator[None]:
         yield
     except (excs.NotFoundError, AttributeError) as error:
         raise ProjectionUnavailableError(
-            f"a table or column of the projection is gone ({first_line(error)}); put it back, or rebuild the projection"
+            f"a table or column of the projection is gone ({first_line(error)}); put it back, or rebuild the "
+            "projection",
+            UnavailableCause.TABLE_GONE,
         ) from error
 
 

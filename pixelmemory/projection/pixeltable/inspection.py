@@ -11,7 +11,7 @@ import pixeltable as pxt
 import psycopg
 from pixeltable import exceptions as excs
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.projection.pixeltable.internals import resolve, thread_released
 from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
 from pixelmemory.projection.pixeltable.tables import ROOT, find_folder, folder_name
@@ -54,7 +54,10 @@ def physical_table(path: str) -> PhysicalTable:
     except excs.NotFoundError:
         raise ProjectionUnavailableError(
             f"Pixeltable has no table {path}. If the store is used with another Pixeltable, set PIXELTABLE_HOME; else "
-            "the next open makes it anew"
+            "the next open makes it anew",
+            UnavailableCause.TABLE_GONE,
         ) from None
     except excs.Error as error:
-        raise ProjectionUnavailableError(f"table {path} cannot be read: {error}") from error
+        raise ProjectionUnavailableError(
+            f"table {path} cannot be read: {error}", UnavailableCause.DATABASE_DOWN
+        ) from error

@@ -25,7 +25,7 @@ import sqlalchemy as sql
 from pixeltable.catalog.update_status import RowCountStats
 from pixeltable.type_system import ColumnType
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.values import from_timestamp
 from pixelmemory.projection.changes import Change
@@ -86,7 +86,9 @@ class PlainTables:
                 raise
             self._proven = False
             _logger.warning("rows are inserted by Pixeltable, which is slower: %s: %s", type(error).__name__, error)
-            raise ProjectionUnavailableError(f"rows could not be written beneath Pixeltable: {error}") from error
+            raise ProjectionUnavailableError(
+                f"rows could not be written beneath Pixeltable: {error}", UnavailableCause.ROWS_REFUSED
+            ) from error
         return True
 
     def _insert(

@@ -26,6 +26,7 @@ from pixelmemory.memory.identity import memory_key
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.startup import embedded_folder, empty_pixeltable_logs
 from pixelmemory.projection.pixeltable.tables import TableSet
+from pixelmemory.projection.sql.failures import cause_of
 from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
 from pixelmemory.projection.sql.session import connect
 
@@ -264,7 +265,7 @@ def _session(tables: TableSet) -> Iterator[psycopg.Connection[Any]]:
                 connection.execute("SET maintenance_work_mem = '256MB'")
             yield connection
     except psycopg.OperationalError as error:
-        raise ProjectionUnavailableError(f"the database failed during an erase: {error}") from error
+        raise ProjectionUnavailableError(f"the database failed during an erase: {error}", cause_of(error)) from error
     except psycopg.Error as error:
         raise ProjectionError(f"PostgreSQL refused a step of an erase: {error}") from error
 

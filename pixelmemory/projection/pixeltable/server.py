@@ -33,7 +33,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.projection.pixeltable.account import Account
 from pixelmemory.projection.pixeltable.start_lock import held_lock, locked_start, other_launchers_lock
 from pixelmemory.projection.sql.failures import is_exhausted
@@ -94,7 +94,9 @@ class EmbeddedServer:
         """The URL of ``database``; the server must have been started once."""
         running = self._pid_file()
         if running is None:
-            raise ProjectionUnavailableError(f"the database in {self.pgdata} is not running")
+            raise ProjectionUnavailableError(
+                f"the database in {self.pgdata} is not running", UnavailableCause.DATABASE_DOWN
+            )
         scheme = "postgresql" if driver is None else f"postgresql+{driver}"
         return f"{scheme}://{DATABASE_USER}:@/{database}?host={quote(running.socket_folder)}&port={running.port}"
 
@@ -143,7 +145,7 @@ class EmbeddedServer:
                     f"{self._log_end(0)}. After a crash it may need longer: raise Options.database_timeout_seconds"
                 )
             raise ProjectionUnavailableError(
-                f"PostgreSQL in {self.pgdata} {what} after {self._timeout_seconds:g} s: {why}"
+                f"PostgreSQL in {self.pgdata} {what} after {self._timeout_seconds:g} s: {why}", UnavailableCause.TIMEOUT
             )
         time.sleep(PAUSE_SECONDS)
 
@@ -231,14 +233,15 @@ class EmbeddedServer:
         if done.returncode != 0:
             if not in_place:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise ProjectionUnavailableError(_initdb_failure(self.pgdata, done.stderr))
+            raise ProjectionUnavailableError(_initdb_failure(self.pgdata, done.stderr), UnavailableCause.NOT_STARTED)
         if not in_place:
             try:
                 folder.rename(self.pgdata)  # an empty folder there is replaced
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise ProjectionUnavailableError(
-                    f"the database could not be moved to {self.pgdata}: {error}. A folder that is there must be empty"
+                    f"the database could not be moved to {self.pgdata}: {error}. A folder that is there must be empty",
+                    UnavailableCause.NOT_STARTED,
                 ) from error
 
     def _initdb(self, folder: Path, account: Account, *more: str) -> subprocess.CompletedProcess[str]:
@@ -270,12 +273,15 @@ class EmbeddedServer:
         script = 'log=$1; shift; "$@" >>"$log" 2>&1 </dev/null & echo $!'
         launched = account.run(["/bin/sh", "-c", script, "sh", os.fspath(log), *command], timeout_seconds=30.0)
         if launched.returncode != 0 or not launched.stdout.strip().isdigit():
-            raise ProjectionUnavailableError(f"PostgreSQL could not be launched: {launched.stderr.strip()}")
+            raise ProjectionUnavailableError(
+                f"PostgreSQL could not be launched: {launched.stderr.strip()}", UnavailableCause.NOT_STARTED
+            )
         pid = int(launched.stdout)
         while not self._answers():
             if _status(pid) is None and not self._processes():  # another launcher may have been faster
                 raise ProjectionUnavailableError(
-                    f"PostgreSQL in {self.pgdata} did not start: {self._log_end(log_bytes)}{_remedy(self._log_end(0))}"
+                    f"PostgreSQL in {self.pgdata} did not start: {self._log_end(log_bytes)}{_remedy(self._log_end(0))}",
+                    UnavailableCause.NOT_STARTED,
                 )
             self._wait(deadline, "did not answer")
 
@@ -300,7 +306,8 @@ class EmbeddedServer:
             if found.st_uid == owner and found.st_mode & 0o170077 == 0o040000:  # else somebody else's
                 return folder
         raise ProjectionUnavailableError(
-            f"no folder for PostgreSQL's socket could be made in {parent}; choose a shorter PIXELTABLE_HOME"
+            f"no folder for PostgreSQL's socket could be made in {parent}; choose a shorter PIXELTABLE_HOME",
+            UnavailableCause.NOT_STARTED,
         )
 
     def _has_default_connections(self) -> bool:
@@ -362,7 +369,8 @@ def _make_anew(folder: Path) -> None:
     except OSError as error:
         raise ProjectionUnavailableError(
             f"the database cannot be created in {folder}: {error}. PIXELTABLE_HOME must belong to the user that runs "
-            "this; what is left of an earlier try can be deleted"
+            "this; what is left of an earlier try can be deleted",
+            UnavailableCause.NOT_STARTED,
         ) from error
 
 

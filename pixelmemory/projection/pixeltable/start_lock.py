@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 
 __all__ = ["held_lock", "locked_start", "other_launchers_lock"]
 
@@ -37,7 +37,8 @@ def locked_start(home: Path, timeout_seconds: float, check: Callable[[], None] =
         if time.monotonic() > deadline:
             raise ProjectionUnavailableError(
                 f"another start of the database has been going on for {timeout_seconds:g} s ({path}); wait, or raise "
-                "Options.database_timeout_seconds"
+                "Options.database_timeout_seconds",
+                UnavailableCause.TIMEOUT,
             )
         time.sleep(seconds)
 
@@ -98,7 +99,9 @@ def _lock_file(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ProjectionUnavailableError(f"the folder of the database cannot be used: {error}") from error
+        raise ProjectionUnavailableError(
+            f"the folder of the database cannot be used: {error}", UnavailableCause.NOT_STARTED
+        ) from error
     try:
         yield fd
     finally:

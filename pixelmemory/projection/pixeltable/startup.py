@@ -16,12 +16,18 @@ from typing import Any
 import psycopg
 import sqlalchemy as sql
 
-from pixelmemory.errors import PixelmemoryError, ProjectionUnavailableError, StoreError, StoreForkedError
+from pixelmemory.errors import (
+    PixelmemoryError,
+    ProjectionUnavailableError,
+    StoreError,
+    StoreForkedError,
+    UnavailableCause,
+)
 from pixelmemory.paths import absolute_path
 from pixelmemory.projection.pixeltable.server import EmbeddedServer
 from pixelmemory.projection.pixeltable.start_lock import locked_start
 from pixelmemory.projection.sql import failures
-from pixelmemory.projection.sql.failures import first_line
+from pixelmemory.projection.sql.failures import cause_of, first_line
 from pixelmemory.projection.sql.session import watch_engine
 from pixelmemory.quiet import ignore_warnings
 
@@ -78,7 +84,9 @@ def start_pixeltable(
     except (ProjectionUnavailableError, StoreError):
         raise
     except Exception as error:
-        raise ProjectionUnavailableError(f"Pixeltable did not start: {first_line(error)}") from error
+        raise ProjectionUnavailableError(
+            f"Pixeltable did not start: {first_line(error)}", UnavailableCause.NOT_STARTED
+        ) from error
     finally:
         _start_lock.release()
 
@@ -332,7 +340,7 @@ def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:
         return error
     if isinstance(error, PixelmemoryError) or not is_infrastructure_error(error):
         return None
-    return ProjectionUnavailableError(f"the tables cannot be opened: {first_line(error)}")
+    return ProjectionUnavailableError(f"the tables cannot be opened: {first_line(error)}", cause_of(error))
 
 
 def is_missing_table(error: BaseException) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import psycopg
 import sqlalchemy as sql
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 
-__all__ = ["EXHAUSTED_REMEDY", "first_line", "is_exhausted", "is_infrastructure_error"]
+__all__ = ["EXHAUSTED_REMEDY", "cause_of", "first_line", "is_exhausted", "is_infrastructure_error"]
 
 #: what to do where PostgreSQL has no connection left
 EXHAUSTED_REMEDY = (
@@ -50,6 +50,22 @@ def is_infrastructure_error(error: BaseException, also: Callable[[BaseException]
             return True
         cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
     return False
+
+
+def cause_of(error: BaseException) -> UnavailableCause:
+    """What ``error`` of the database, or one of its causes, says of why the tables cannot be used."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ProjectionUnavailableError):
+            return cause.cause
+        if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
+            return UnavailableCause.TABLE_GONE
+        if isinstance(cause, (psycopg.errors.QueryCanceled, sql.exc.TimeoutError)):
+            return UnavailableCause.TIMEOUT
+        if is_exhausted(cause):
+            return UnavailableCause.NO_CONNECTION
+        cause = getattr(cause, "orig", None) or cause.__cause__
+    return UnavailableCause.DATABASE_DOWN
 
 
 def first_line(error: BaseException) -> str:

@@ -18,14 +18,14 @@ import psycopg
 from psycopg.types.string import BytesBinaryDumper
 
 from pixelmemory.embedding.window import Window
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import ColumnKind
 from pixelmemory.memory.search import Ranking, Search
 from pixelmemory.options import Options
 from pixelmemory.projection.contract import PAGE_ROWS, Row, row_of
 from pixelmemory.projection.scaling import scaled
-from pixelmemory.projection.sql.failures import is_infrastructure_error
+from pixelmemory.projection.sql.failures import cause_of, is_infrastructure_error
 from pixelmemory.projection.sql.filters import compile_filter
 from pixelmemory.projection.sql.physical import LIVE, PhysicalTable, PhysicalTables, namespace_key
 from pixelmemory.projection.sql.session import shared
@@ -109,7 +109,7 @@ class SqlReads:
                 while rows := cursor.fetchmany(PAGE_ROWS):
                     yield [row_of(*row) for row in rows]
         except psycopg.Error as error:
-            raise ProjectionUnavailableError(f"the read failed: {error}") from error
+            raise ProjectionUnavailableError(f"the read failed: {error}", cause_of(error)) from error
 
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
@@ -120,7 +120,9 @@ class SqlReads:
             return [row_of(*row) for row in self._newest(physical, where, parameters)]
         assert search.vector is not None
         if physical.vector is None:
-            raise ProjectionUnavailableError(f"the embedding index of table {table} is gone; rebuild the projection")
+            raise ProjectionUnavailableError(
+                f"the embedding index of table {table} is gone; rebuild the projection", UnavailableCause.TABLE_GONE
+            )
         parameters["vector"] = _Vector(scaled(search.vector))
         bound = search.min_score
         if self._has_index(table) and not self._few(physical, search, where, parameters):
@@ -224,7 +226,7 @@ class SqlReads:
                     return connection.execute(statement, parameters).fetchall()
             except psycopg.Error as error:
                 if attempt == 2 or not is_infrastructure_error(error):
-                    raise ProjectionUnavailableError(f"the read failed: {error}") from error
+                    raise ProjectionUnavailableError(f"the read failed: {error}", cause_of(error)) from error
                 shared.forget_idle()
                 with contextlib.suppress(Exception):  # if it stays away, the second attempt says so
                     self._tables.revive()

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sql
 
-from pixelmemory.errors import ProjectionUnavailableError
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.forks import never_collect
 from pixelmemory.projection.sql.failures import EXHAUSTED_REMEDY, is_exhausted
 
@@ -52,7 +52,8 @@ def connect(
                 raise
             if time.monotonic() > deadline:
                 raise ProjectionUnavailableError(
-                    f"PostgreSQL has had no connection left for {timeout_seconds:g} s. {EXHAUSTED_REMEDY}"
+                    f"PostgreSQL has had no connection left for {timeout_seconds:g} s. {EXHAUSTED_REMEDY}",
+                    UnavailableCause.NO_CONNECTION,
                 ) from error
             shared.forget_idle()  # one of them may be what is missing
             time.sleep(PAUSE_SECONDS)
@@ -115,7 +116,8 @@ class ReadConnections:
             if not self._changed.wait_for(lambda: self._in_use < size_max, timeout_seconds):
                 raise ProjectionUnavailableError(
                     f"all {size_max} connections of this process have been in use for {timeout_seconds:g} s; raise "
-                    "Options.connections_max, or search less at once"
+                    "Options.connections_max, or search less at once",
+                    UnavailableCause.NO_CONNECTION,
                 )
             self._in_use += 1
             return self._idle.pop()[0] if self._idle else None
