@@ -25,9 +25,9 @@ from pixelmemory.doctor.repair_plan import Cut, RepairPlan, events_behind, frame
 from pixelmemory.doctor.salvage import SegmentView
 from pixelmemory.errors import LogCorruptError, StoreError
 from pixelmemory.log.file.files import Files, ensure_folder, write_all, write_file
-from pixelmemory.log.file.frame import FrameKind, build_frame, encode_records, new_event_ids, type_code
-from pixelmemory.log.file.recovery import write_mark
+from pixelmemory.log.file.frame import FrameKind, encode_records, new_event_ids, type_code
 from pixelmemory.log.file.segment import Segment, create_segment, new_header, segment_name
+from pixelmemory.log.file.segment_writer import SegmentWriter
 from pixelmemory.log.file.switch import LOG
 from pixelmemory.log.file.verification import verify_log
 from pixelmemory.memory.events import EventRemoved, encode_event
@@ -238,7 +238,7 @@ class _Repair:
         path = view.right_path
         fd = self._files.open_write(path)
         try:
-            write_mark(self._files, fd, Segment(path, view.header), view.end, FrameKind.SEAL, "seal")
+            SegmentWriter(Segment(path, view.header), view.end).write_mark(self._files, fd, FrameKind.SEAL, "seal")
         finally:
             self._files.close(fd)
 
@@ -274,28 +274,14 @@ class _Repair:
 
     def _new_frames(self, cut: Cut, target: Segment, last_lsn: int) -> Iterator[bytearray]:
         """What is kept, the placeholders, and the mark of a clean close, as frames of ``target``."""
-        checksum = target.header.checksum
-
-        def add(body: memoryview | bytes, kind: int, flags: int, count: int, first_lsn: int, durable: int) -> bytearray:
-            nonlocal checksum
-            data, checksum = build_frame(
-                [body] if body else [],
-                kind=kind,
-                flags=flags,
-                event_count=count,
-                first_lsn=first_lsn,
-                durable_lsn=durable,
-                previous_checksum=checksum,
-                salt=target.header.salt,
-                byte_offset=target.end_bytes,
-            )
-            target.end_bytes += len(data)
-            return data
-
+        writer = SegmentWriter(target)
         if cut.kept is not None:
             for frame in frames_up_to(self._files, cut.kept, cut.kept.right_path, cut.byte_offset):
                 old = frame.header
-                yield add(frame.body, old.kind, old.flags, old.event_count, old.first_lsn, old.durable_lsn)
+                yield writer.build(
+                    [frame.body], event_count=old.event_count, durable_lsn=old.durable_lsn, flags=old.flags
+                )
+                writer.advance()
         now_ns = time.time_ns()
         logged_at_ns = max(now_ns, self._plan.logged_at_ns)
         placeholder = EventRemoved(LOST, now_ns // 1000)
@@ -305,5 +291,6 @@ class _Repair:
             body = encode_records(
                 [code] * count, [encode_event(placeholder)] * count, new_event_ids(count), logged_at_ns
             )
-            yield add(body, FrameKind.EVENTS, 0, count, first_lsn, first_lsn - 1)
-        yield add(b"", FrameKind.CLOSE, 0, 0, last_lsn + 1, last_lsn)
+            yield writer.build([body], event_count=count, durable_lsn=first_lsn - 1, flags=0)
+            writer.advance()
+        yield writer.mark(FrameKind.CLOSE)

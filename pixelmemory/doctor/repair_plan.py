@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from pixelmemory.doctor.inspection import LogInspection
 from pixelmemory.doctor.salvage import Batch, Damage, DamageKind, SegmentView
-from pixelmemory.errors import LogCorruptError, ManifestError, StoreError
+from pixelmemory.errors import ManifestError, StoreError
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.frame import RECORD_HEADER_BYTES, Frame, FrameKind
-from pixelmemory.log.file.segment import SEGMENT_HEADER_BYTES, Place, Segment
-from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
+from pixelmemory.log.file.segment import SEGMENT_HEADER_BYTES, Segment
+from pixelmemory.log.file.walk import SegmentFile
 from pixelmemory.memory.events import EventRemoved, MemoryDeleted, encode_event
 
 __all__ = ["Cut", "RepairPlan", "events_behind", "frames_up_to", "plan_repair"]
@@ -207,18 +207,12 @@ def frames_up_to(files: Files, view: SegmentView, path: Path, end_bytes: int) ->
     """The frames with events of a segment up to ``end_bytes``; the segment is now at ``path``."""
     header = view.header
     assert header is not None
-    fd = files.open_read(path)
-    try:
-        place = Place(header.first_lsn, SEGMENT_HEADER_BYTES, header.checksum)
-        for frame in walk_frames(Window(files, fd), Segment(path, header, end_bytes), place):
+    with SegmentFile(files, path) as file:
+        for frame in file.frames(Segment(path, header, end_bytes)):
             if frame is None:
                 return
             if frame.header.kind == FrameKind.EVENTS:
                 yield frame
-    except BadFrameError as error:
-        raise LogCorruptError(path, error.byte_offset, error.lsn, error.reason) from error
-    finally:
-        files.close(fd)
 
 
 def events_behind(inspection: LogInspection, first_lsn: int) -> Iterator[StoredEvent]:

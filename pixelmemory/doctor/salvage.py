@@ -26,8 +26,8 @@ from pixelmemory.log.file.frame import (
     parse_frame_header,
 )
 from pixelmemory.log.file.segment import SEGMENT_HEADER_BYTES, Place, Segment, SegmentHeader, parse_header, segment_name
-from pixelmemory.log.file.verification import VerifiedLog, only_zeros
-from pixelmemory.log.file.walk import CHUNK_BYTES, BadFrameError, Window, find_frame_header, walk_frames
+from pixelmemory.log.file.verification import VerifiedLog
+from pixelmemory.log.file.walk import CHUNK_BYTES, BadFrameError, SegmentFile
 
 __all__ = [
     "LOOK_PAUSE_SECONDS",
@@ -133,15 +133,12 @@ def view_segment(files: Files, path: Path) -> SegmentView:
     Raises:
         OSError: it cannot be read.
     """
-    fd = files.open_read(path)
-    try:
-        size = files.size(fd)
+    with SegmentFile(files, path) as file:
+        size = file.size()
         try:
-            return SegmentView(path, size, parse_header(files.read(fd, SEGMENT_HEADER_BYTES, 0), path), None)
+            return SegmentView(path, size, parse_header(file.header_bytes(), path), None)
         except LogCorruptError as error:
             return SegmentView(path, size, None, error)
-    finally:
-        files.close(fd)
 
 
 def walk_segment(
@@ -158,17 +155,14 @@ def walk_segment(
     Raises:
         OSError: it cannot be read.
     """
-    fd = files.open_read(view.path)
-    try:
+    with SegmentFile(files, view.path) as file:
         # the owner may have replaced a small last segment meanwhile: header and frames must be of one file
-        view.size_bytes = files.size(fd)
+        view.size_bytes = file.size()
         try:
-            view.header, view.error = parse_header(files.read(fd, SEGMENT_HEADER_BYTES, 0), view.path), None
+            view.header, view.error = parse_header(file.header_bytes(), view.path), None
         except LogCorruptError as error:
             view.header, view.error = None, error
-        yield from _Walk(files, fd, view, following, verdict).items()
-    finally:
-        files.close(fd)
+        yield from _Walk(file, view, following, verdict).items()
 
 
 class _Walk:
@@ -176,14 +170,12 @@ class _Walk:
 
     def __init__(
         self,
-        files: Files,
-        fd: int,
+        file: SegmentFile,
         view: SegmentView,
         following: SegmentView | None,
         verdict: Callable[[], Verdict],
     ) -> None:
-        self.files = files
-        self.fd = fd
+        self.file = file
         self.view = view
         self.following = following
         self.verdict = verdict
@@ -222,7 +214,7 @@ class _Walk:
         end = place  # of the frames, a seal left out
         while place is not None:
             try:
-                for frame in walk_frames(Window(self.files, self.fd), segment, place):
+                for frame in self.file.walk(segment, place):
                     if frame is None:
                         break
                     place = Place(frame.last_lsn + 1, frame.byte_offset + frame.total_bytes, frame.header.checksum)
@@ -232,13 +224,13 @@ class _Walk:
                 self.view.end = end
                 return
             except BadFrameError as bad:
-                if last and only_zeros(self.files, self.fd, bad.byte_offset, self.files.size(self.fd)):
+                if last and self.file.only_zeros(bad.byte_offset, self.file.size()):
                     self.view.end = end  # they were written ahead, and not used
                     return
                 if last and self.view.looks_left:
                     self.view.looks_left -= 1
                     time.sleep(LOOK_PAUSE_SECONDS)
-                    self.view.size_bytes = segment.end_bytes = self.files.size(self.fd)
+                    self.view.size_bytes = segment.end_bytes = self.file.size()
                     continue
                 start = bad.byte_offset + (0 if bad.foreign else FRAME_HEADER_BYTES)
                 then = self._resume(segment, start, bad.lsn)
@@ -265,10 +257,10 @@ class _Walk:
     def _resume(self, segment: Segment, start: int, lsn_min: int) -> Place | None:
         """The next frame that is intact, its body included."""
         end = segment.end_bytes
-        for byte_offset, header in find_frame_header(Window(self.files, self.fd), segment, start, end, lsn_min):
+        for byte_offset, header in self.file.frame_headers(segment, start, end, lsn_min):
             total_bytes = frame_bytes(header.body_bytes)
             if byte_offset + total_bytes <= end:
-                data = self.files.read(self.fd, total_bytes, byte_offset)
+                data = self.file.read(total_bytes, byte_offset)
                 if not header.body_bytes or crc32(memoryview(data)[FRAME_HEADER_BYTES:]) == header.body_checksum:
                     return Place(header.first_lsn, byte_offset, header.previous_checksum)
         return None
@@ -276,7 +268,7 @@ class _Walk:
     def _find_any_frame(self) -> FrameHeader | None:
         """The first intact frame header, whatever its salt."""
         for chunk_at in range(0, self.view.size_bytes, CHUNK_BYTES):
-            chunk = self.files.read(self.fd, CHUNK_BYTES, chunk_at)
+            chunk = self.file.read(CHUNK_BYTES, chunk_at)
             found = chunk.find(FRAME_MAGIC)
             while found >= 0 and found + FRAME_HEADER_BYTES <= len(chunk):
                 salt = int.from_bytes(chunk[found + 40 : found + 48], "little")
@@ -318,7 +310,7 @@ class _Walk:
         if view.size_bytes == end.byte_offset + FRAME_HEADER_BYTES:
             whole = Segment(view.path, segment.header, view.size_bytes)
             try:
-                frame = next(walk_frames(Window(self.files, self.fd), whole, end))
+                frame = next(self.file.walk(whole, end))
                 view.sealed = frame is not None and frame.header.kind == FrameKind.SEAL
             except BadFrameError:
                 pass

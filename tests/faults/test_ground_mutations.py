@@ -146,7 +146,7 @@ MUTATIONS = (
     Mutation(
         "a probe that fails half-way does not poison",
         "log/file/group_commit",
-        "            if self._appender.broken:\n                self._poison(error)\n            else:\n"
+        "            if self._active.broken:\n                self._poison(error)\n            else:\n"
         "                self._note_problem(error)\n        else:\n",
         "            self._note_problem(error)\n        else:\n",
         PROBLEM,

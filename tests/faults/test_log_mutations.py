@@ -126,7 +126,7 @@ MUTATIONS = (
         "a seal is written before the next segment is made",
         "log/file/active_segment",
         "        fd = self._create(path, header)\n",
-        "        write_mark(self._files, self._fd or 0, old, end, FrameKind.SEAL, 'seal')\n"
+        "        self._writer.write_mark(self._files, self._fd or 0, FrameKind.SEAL, 'seal')\n"
         "        fd = self._create(path, header)\n",
         KILL,
     ),
@@ -187,12 +187,33 @@ MUTATIONS = (
     Mutation(
         "the rest is not copied",
         "log/file/file_log",
-        "        rewriting.copy(self._appender.last_lsn)\n",
+        "        rewriting.copy(self._active.last_lsn)\n",
         "",
         REWRITING,
     ),
     Mutation(
         "time goes back", "log/file/group_commit", "if logged_at_ns < self.last_logged_at_ns:", "if False:", CLOCK
+    ),
+    Mutation(
+        "a writer does not chain its frames",
+        "log/file/segment_writer",
+        "        self._next = Place(end.lsn + event_count, end.byte_offset + len(frame), checksum)\n",
+        "        self._next = Place(end.lsn + event_count, end.byte_offset + len(frame), end.previous_checksum)\n",
+        ("log/test_log_format.py",),
+    ),
+    Mutation(
+        "a writer goes on behind a frame that was not written",
+        "log/file/active_segment",
+        "            raise self._undo(error) from error\n        fault_point",
+        "            self._writer.advance()\n            raise self._undo(error) from error\n        fault_point",
+        IO,
+    ),
+    Mutation(
+        "a bad frame is no damage to whoever reads",
+        "log/file/walk",
+        "            raise LogCorruptError(self.path, bad.byte_offset, bad.lsn, bad.reason) from bad\n",
+        "            yield None\n",
+        ("log/test_log_read.py",),
     ),
 )
 

@@ -17,7 +17,7 @@ from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.frame import Frame, FrameKind, build_frame, check_records, encode_records, type_code
 from pixelmemory.log.file.runs import FrameRun
 from pixelmemory.log.file.segment import Place, Segment, pack_header, parse_header
-from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
+from pixelmemory.log.file.walk import BadFrameError, SegmentFile
 from pixelmemory.memory.events import Event, encode_event
 from pixelmemory.options import SyncMode
 
@@ -579,10 +579,9 @@ def _walk(segment: Segment, *, in_runs: bool = False) -> tuple[list[Frame], list
     """The frames, the runs of them, and the place and reason where it ends badly."""
     runs: list[FrameRun] = []
     frames: list[Frame] = []
-    first = Place(segment.header.first_lsn, HEADER, segment.header.checksum)
-    fd = Files().open_read(segment.path)
+    file = SegmentFile(Files(), segment.path)
     try:
-        for frame in walk_frames(Window(Files(), fd), segment, first, runs.append if in_runs else None):
+        for frame in file.walk(segment, None, runs.append if in_runs else None):
             if frame is None:
                 break
             check_records(frame, segment.path)
@@ -592,7 +591,7 @@ def _walk(segment: Segment, *, in_runs: bool = False) -> tuple[list[Frame], list
     except (LogCorruptError, UnknownEventError) as error:
         return frames, runs, (type(error), str(error))
     finally:
-        Files().close(fd)
+        file.close()
     return frames, runs, None
 
 

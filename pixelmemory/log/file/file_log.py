@@ -20,7 +20,7 @@ from pixelmemory.errors import (
 )
 from pixelmemory.faults import fault_point
 from pixelmemory.log.contract import StoredEvent
-from pixelmemory.log.file.active_segment import Appender
+from pixelmemory.log.file.active_segment import ActiveSegment
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.files import Files, ensure_folder, sync_parents
 from pixelmemory.log.file.group_commit import GroupCommit
@@ -86,7 +86,7 @@ class Log:
         self.recovery: RecoveryReport = ready.report
         self._segments = ready.segments
         self._append_bytes_max = options.append_bytes_max
-        self._appender = Appender(
+        self._active = ActiveSegment(
             files,
             ready,
             segment_bytes_max=options.segment_bytes_max,
@@ -96,7 +96,7 @@ class Log:
         self._tail = Tail(options.tail_bytes_max)
         self._reader = SegmentReader(files, self._segments, check_folder)
         self._closed = False
-        self._writer = GroupCommit(self._appender, self._tail, options, on_commit, ready.last_logged_at_ns)
+        self._writer = GroupCommit(self._active, self._tail, options, on_commit, ready.last_logged_at_ns)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "poisoned" if self.failure is not None else "open"
@@ -166,7 +166,7 @@ class Log:
     @property
     def synced_lsn(self) -> int:
         """Last LSN that was flushed. Equal to ``durable_lsn`` with ``SyncMode.ALWAYS``."""
-        return self._appender.synced_lsn
+        return self._active.synced_lsn
 
     @property
     def first_lsn(self) -> int:
@@ -326,7 +326,7 @@ class Log:
 
     def _switch_to(self, rewriting: Rewriting) -> None:
         """Complete the new log, and go on with it. In the writer thread, between two commits."""
-        rewriting.copy(self._appender.last_lsn)
+        rewriting.copy(self._active.last_lsn)
         fd = rewriting.new.finish()
         with self._reader.paused():
             try:
@@ -341,28 +341,29 @@ class Log:
                 if isinstance(error, HalfSwitchedError) and error.log_folder is not None:
                     for segment in self._segments:
                         segment.path = error.log_folder / segment.path.name
-                self._appender.broken = not isinstance(error, OSError)  # that one was undone
+                self._active.broken = not isinstance(error, OSError)  # that one was undone
                 raise
             self._go_on_in(rewriting.new, fd)
 
     def _go_on_in(self, new: NewLog, fd: int) -> None:
         for segment in new.segments:
             segment.path = self._folder / LOG / segment.path.name
-        self._appender.move_to(new.segments, fd, new.end)
+        assert new.writer is not None
+        self._active.move_to(new.segments, fd, new.writer)
         self._tail.clear()
 
     def stats(self) -> LogStats:
         """Figures, from memory."""
-        appender = self._appender
+        active = self._active
         return LogStats(
-            frames=appender.frames,
+            frames=active.frames,
             events=self.durable_lsn - self.first_lsn + 1,
             bytes=sum(segment.end_bytes for segment in tuple(self._segments)),
             segments=len(self._segments),
-            syncs=appender.syncs,
-            sync_seconds=appender.sync_seconds,
-            rotations=appender.rotations,
-            bytes_written=appender.bytes_written,
+            syncs=active.syncs,
+            sync_seconds=active.sync_seconds,
+            rotations=active.rotations,
+            bytes_written=active.bytes_written,
             buffered_bytes=self.buffered_bytes,
             tail_bytes=self._tail.byte_count,
             durable_lsn=self.durable_lsn,

@@ -20,7 +20,7 @@ from pixelmemory.errors import (
     WrongThreadError,
 )
 from pixelmemory.forks import forks
-from pixelmemory.log.file.active_segment import Appender
+from pixelmemory.log.file.active_segment import ActiveSegment
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.tail import Tail
 from pixelmemory.options import Options, SyncMode
@@ -59,13 +59,13 @@ class GroupCommit:
 
     def __init__(
         self,
-        appender: Appender,
+        active: ActiveSegment,
         tail: Tail,
         options: Options,
         on_commit: Callable[[Sequence[Append]], None],
         last_logged_at_ns: int,
     ) -> None:
-        self._appender = appender
+        self._active = active
         self._tail = tail
         self._sync_mode = options.sync_mode
         self._sync_interval_seconds = options.sync_interval_seconds
@@ -80,7 +80,7 @@ class GroupCommit:
         self.buffered_bytes = 0
         self.last_logged_at_ns = last_logged_at_ns
         #: last LSN that is acknowledged or about to be; what may be read
-        self.durable_lsn = appender.last_lsn
+        self.durable_lsn = active.last_lsn
         self.failure: LogError | None = None
         self.problem: LogError | None = None
         #: monotonic time of the next probe; None exactly while there is no problem
@@ -179,7 +179,7 @@ class GroupCommit:
             while self._rewriter is not None:
                 self._flushed.wait()
         try:
-            self._appender.close()
+            self._active.close()
         except UnknownOutcomeError as error:
             self.failure = error
             raise
@@ -223,7 +223,7 @@ class GroupCommit:
 
         Raises:
             StoreClosedError, LogPoisonedError: it was not run.
-            BaseException: what it raised; the log is poisoned if it left the appender broken.
+            BaseException: what it raised; the log is poisoned if it left the segment broken.
         """
         task = _Task(run)
         with self._lock:
@@ -247,7 +247,7 @@ class GroupCommit:
                 task.run()
             except BaseException as error:  # noqa: BLE001 - it is for the one that asked
                 task.error = error
-            if self._appender.broken:
+            if self._active.broken:
                 self._poison(UnknownOutcomeError(f"the log was left in the middle of a rewrite: {task.error!r}"))
         else:
             task.error = _refusal(self.failure)
@@ -268,7 +268,7 @@ class GroupCommit:
                 self._probe_if_due()
         except BaseException as error:  # whatever it is, the waiters must learn of it
             _logger.critical("the log's writer stopped", exc_info=True)
-            self._appender.broken = True
+            self._active.broken = True
             unknown = UnknownOutcomeError(f"the log's writer stopped: {error!r}; reopen the store")
             taken, self._taken = self._taken, ()
             self._poison(unknown)
@@ -311,27 +311,27 @@ class GroupCommit:
         return taken
 
     def _commit(self, appends: Sequence[Append]) -> None:
-        lsn = self._appender.next_lsn
+        lsn = self._active.next_lsn
         for append in appends:
             append.first_lsn = lsn
             lsn += append.event_count
         try:
             if (now := time.monotonic()) >= self._folder_check_due:
-                self._appender.check_folder()
+                self._active.check_folder()
                 self._folder_check_due = now + FOLDER_CHECK_SECONDS
-            byte_count = self._appender.write(appends)
+            byte_count = self._active.write(appends)
             if self._sync_mode is SyncMode.ALWAYS:
-                self._appender.sync()
+                self._active.sync()
         except LogError as error:
             self._taken = ()
-            if self._appender.broken:
+            if self._active.broken:
                 self._poison(error)
             else:
                 self._note_problem(error)
             self._settle(appends, error)
             return
         self.problem = self._probe_due = None
-        self._appender.publish()
+        self._active.publish()
         self._tail.add(appends, byte_count)
         self.durable_lsn = lsn - 1
         self._taken = ()
@@ -348,9 +348,9 @@ class GroupCommit:
         if self._probe_due is None or self.failure is not None or time.monotonic() < self._probe_due:
             return
         try:
-            self._appender.probe()
+            self._active.probe()
         except LogError as error:
-            if self._appender.broken:
+            if self._active.broken:
                 self._poison(error)
             else:
                 self._note_problem(error)
@@ -363,9 +363,9 @@ class GroupCommit:
         if self.failure is not None:
             return
         due = self._sync_due is not None and time.monotonic() >= self._sync_due
-        if (due or flushes is not None) and self._appender.synced_lsn < self._appender.last_lsn:
+        if (due or flushes is not None) and self._active.synced_lsn < self._active.last_lsn:
             try:
-                self._appender.sync()
+                self._active.sync()
             except LogError as error:
                 self._poison(error)
                 return

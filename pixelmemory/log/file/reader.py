@@ -5,15 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Lock
 
 from pixelmemory.errors import LogCorruptError, StoreError
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.frame import Frame, decode_records
-from pixelmemory.log.file.segment import Segment
-from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
+from pixelmemory.log.file.segment import Place, Segment
+from pixelmemory.log.file.walk import SegmentFile
 
 __all__ = ["SegmentReader"]
 
@@ -24,12 +24,12 @@ POSITIONS_MAX = 4
 class _Position:
     """A reader's place in a segment."""
 
-    __slots__ = ("fd", "frames", "pending", "segment")
+    __slots__ = ("file", "frames", "pending", "segment")
 
-    def __init__(self, segment: Segment, fd: int, frames: Iterator[Frame | None]) -> None:
+    def __init__(self, segment: Segment, file: SegmentFile, place: Place) -> None:
         self.segment = segment
-        self.fd = fd
-        self.frames = frames
+        self.file = file
+        self.frames: Iterator[Frame | None] = file.frames(segment, place)
         #: a frame that was read and did not fit any more; it comes next
         self.pending: Frame | None = None
 
@@ -72,7 +72,7 @@ class SegmentReader:
                         position = self._open(next_lsn)
                     frame = self._next(position, next_lsn)
                     if frame is None:  # the segment's end
-                        self._close(position)
+                        position.file.close()
                         position = None
                         position = self._open(next_lsn)
                         continue
@@ -91,7 +91,7 @@ class SegmentReader:
                         break
             except BaseException:
                 if position is not None:
-                    self._close(position)
+                    position.file.close()
                 raise
             if position is not None:
                 self._keep(next_lsn, position)
@@ -105,23 +105,23 @@ class SegmentReader:
                 yield
             finally:
                 while self._positions:
-                    self._close(self._positions.popitem()[1])
+                    self._positions.popitem()[1].file.close()
 
     def close(self) -> None:
         """Close every descriptor. Idempotent."""
         with self._lock:
             while self._positions:
-                self._close(self._positions.popitem()[1])
+                self._positions.popitem()[1].file.close()
 
     def _open(self, lsn: int) -> _Position:
         segment = self._segment_of(lsn)
         place = segment.index[bisect_right(segment.index, lsn, key=lambda p: p.lsn) - 1]
         try:
-            fd = self._files.open_read(segment.path)
+            file = SegmentFile(self._files, segment.path)
         except OSError as error:
             self._check_moved(error)
             raise LogCorruptError(segment.path, 0, segment.header.first_lsn, f"cannot be opened: {error}") from error
-        return _Position(segment, fd, walk_frames(Window(self._files, fd), segment, place))
+        return _Position(segment, file, place)
 
     def _check_moved(self, error: OSError) -> None:
         """Raise if it is no damage: the folder is gone from where it was, and its files with it."""
@@ -138,8 +138,6 @@ class SegmentReader:
         path = position.segment.path
         try:
             frame, position.pending = position.pending or next(position.frames), None
-        except BadFrameError as error:
-            raise LogCorruptError(path, error.byte_offset, error.lsn, error.reason) from error
         except OSError as error:
             raise LogCorruptError(path, 0, lsn, f"cannot be read: {error}") from error
         if frame is None and self._segment_of(lsn) is position.segment:
@@ -148,11 +146,7 @@ class SegmentReader:
 
     def _keep(self, next_lsn: int, position: _Position) -> None:
         if (old := self._positions.pop(next_lsn, None)) is not None:
-            self._close(old)
+            old.file.close()
         self._positions[next_lsn] = position
         while len(self._positions) > POSITIONS_MAX:
-            self._close(self._positions.popitem(last=False)[1])
-
-    def _close(self, position: _Position) -> None:
-        with suppress(OSError):  # it was only read, and it is closed even so
-            self._files.close(position.fd)
+            self._positions.popitem(last=False)[1].file.close()

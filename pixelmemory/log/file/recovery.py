@@ -15,25 +15,24 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from pixelmemory.errors import LogCorruptError
 from pixelmemory.faults import fault_point
-from pixelmemory.log.file.files import Files, ensure_folder, read_file, write_all, write_file
-from pixelmemory.log.file.frame import FrameKind, build_frame
+from pixelmemory.log.file.files import Files, ensure_folder, read_file, write_file
+from pixelmemory.log.file.frame import FrameKind
 from pixelmemory.log.file.segment import (
     FLAG_RECOVERED,
     SEGMENT_HEADER_BYTES,
     Place,
     Segment,
     SegmentHeader,
-    SegmentSyncError,
     create_segment,
     new_header,
     segment_name,
 )
+from pixelmemory.log.file.segment_writer import SegmentWriter
 from pixelmemory.log.file.verification import VerifiedLog, VerifiedSegment
-from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
+from pixelmemory.log.file.walk import SegmentFile
 
-__all__ = ["ReadyLog", "RecoveryReport", "renew_log", "write_mark"]
+__all__ = ["ReadyLog", "RecoveryReport", "renew_log"]
 
 _logger = logging.getLogger("pixelmemory.log")
 
@@ -69,20 +68,11 @@ class ReadyLog(NamedTuple):
     segments: list[Segment]
     #: descriptor of the active segment
     fd: int
-    next_lsn: int
-    #: of the active segment's last frame, or of its header
-    checksum: int
+    #: at the end of the active segment
+    writer: SegmentWriter
     #: of the last event, nanoseconds since the epoch; 0 if there is none
     last_logged_at_ns: int
     report: RecoveryReport
-
-
-class _Copied:
-    """Counts what :func:`_copy_frames` wrote."""
-
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-        self.checksum = segment.header.checksum
 
 
 def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID, epoch: int) -> ReadyLog:
@@ -102,8 +92,8 @@ def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID,
     start, header = _plan(last, store_id, epoch)
     path = folder / "log" / segment_name(start.lsn)
     active = Segment(path, header)
-    copied = _Copied(active)
-    fd = create_segment(files, path, header, _copy_frames(files, last, start, copied) if last is not None else ())
+    writer = SegmentWriter(active)
+    fd = create_segment(files, path, header, _copy_frames(files, last, start, writer) if last is not None else ())
     replaced = last is not None and header.number == last.segment.header.number
     if last is not None and not replaced:
         try:
@@ -113,7 +103,7 @@ def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID,
             files.close(fd)
             raise
     kept = log.segments[:-1] if replaced else log.segments
-    next_lsn = header.durable_lsn + 1
+    assert writer.end.lsn == header.durable_lsn + 1
     report = RecoveryReport(
         segments=len(kept) + 1,
         frames=sum(found.batches for found in log.segments),
@@ -127,7 +117,7 @@ def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID,
         seconds=time.monotonic() - started,
     )
     logged_at_ns = max((found.logged_at_ns for found in log.segments), default=0)
-    return ReadyLog([*(f.segment for f in kept), active], fd, next_lsn, copied.checksum, logged_at_ns, report)
+    return ReadyLog([*(f.segment for f in kept), active], fd, writer, logged_at_ns, report)
 
 
 def _plan(last: VerifiedSegment | None, store_id: uuid.UUID, epoch: int) -> tuple[Place, SegmentHeader]:
@@ -163,68 +153,23 @@ def _plan(last: VerifiedSegment | None, store_id: uuid.UUID, epoch: int) -> tupl
     return start, header
 
 
-def _copy_frames(files: Files, last: VerifiedSegment, start: Place, copied: _Copied) -> Iterator[bytearray]:
-    """The frames of ``last`` from ``start`` that hold events, made anew for ``copied.segment``."""
-    source, target = last.segment, copied.segment
+def _copy_frames(files: Files, last: VerifiedSegment, start: Place, writer: SegmentWriter) -> Iterator[bytearray]:
+    """The frames of ``last`` from ``start`` that hold events, made anew by ``writer``."""
+    source = last.segment
     source.end_bytes = last.end.byte_offset
-    fd = files.open_read(source.path)
-    try:
-        for frame in walk_frames(Window(files, fd), source, start):
+    with SegmentFile(files, source.path) as file:
+        # what was good a moment ago may not be now: the device gives one thing, then another
+        for frame in file.frames(source, start):
             if frame is None:
                 return
             header = frame.header
             if header.kind != FrameKind.EVENTS:
                 continue
-            target.note(header.first_lsn, target.end_bytes, copied.checksum)
-            data, checksum = build_frame(
-                [frame.body],
-                kind=FrameKind.EVENTS,
-                flags=header.flags,
-                event_count=header.event_count,
-                first_lsn=header.first_lsn,
-                durable_lsn=header.durable_lsn,
-                previous_checksum=copied.checksum,
-                salt=target.header.salt,
-                byte_offset=target.end_bytes,
+            yield writer.build(
+                [frame.body], event_count=header.event_count, durable_lsn=header.durable_lsn, flags=header.flags
             )
-            yield data
-            copied.checksum = checksum
-            target.end_bytes += len(data)
-    except BadFrameError as bad:  # it was good a moment ago: the device gives one thing now, another then
-        raise LogCorruptError(source.path, bad.byte_offset, bad.lsn, bad.reason) from bad
-    finally:
-        files.close(fd)
-
-
-def write_mark(files: Files, fd: int, segment: Segment, end: Place, kind: int, point: str) -> None:
-    """End a segment: write a frame without events (``CLOSE``, ``SEAL``) at ``end``, cut off what follows, and sync.
-
-    Everything before ``end`` must be synced already.
-
-    Raises:
-        SegmentSyncError: the sync failed.
-        OSError: it could not be written.
-    """
-    data, _ = build_frame(
-        [],
-        kind=kind,
-        flags=0,
-        event_count=0,
-        first_lsn=end.lsn,
-        durable_lsn=end.lsn - 1,
-        previous_checksum=end.previous_checksum,
-        salt=segment.header.salt,
-        byte_offset=end.byte_offset,
-    )
-    fault_point(point + ".before_write")
-    write_all(files, fd, data, end.byte_offset)
-    fault_point(point + ".after_write")
-    files.truncate(fd, end.byte_offset + len(data))
-    try:
-        files.sync(fd)
-    except OSError as error:
-        raise SegmentSyncError(*error.args) from error
-    fault_point(point + ".after_sync")
+            writer.advance()
+            writer.segment.end_bytes = writer.end.byte_offset
 
 
 def _finish_all(files: Files, log_folder: Path, segments: list[VerifiedSegment]) -> None:
@@ -252,7 +197,7 @@ def _finish(files: Files, segment: Segment, end: Place, *, cut: bool) -> None:
         if cut:
             fault_point("seal.before_truncate")
             files.truncate(fd, end.byte_offset)
-        write_mark(files, fd, segment, end, FrameKind.SEAL, "seal")
+        SegmentWriter(segment, end).write_mark(files, fd, FrameKind.SEAL, "seal")
     finally:
         files.close(fd)
 

@@ -16,7 +16,7 @@ from pixelmemory.errors import LogCorruptError
 from pixelmemory.faults import fault_point
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Buffer, Files, write_all
-from pixelmemory.log.file.frame import Frame, FrameKind, build_frame, frame_bytes, transform_records
+from pixelmemory.log.file.frame import Frame, FrameKind, frame_bytes, transform_records
 from pixelmemory.log.file.segment import (
     SEGMENT_HEADER_BYTES,
     Place,
@@ -26,8 +26,9 @@ from pixelmemory.log.file.segment import (
     pack_header,
     segment_name,
 )
+from pixelmemory.log.file.segment_writer import SegmentWriter
 from pixelmemory.log.file.switch import LOG, NEW_LOG, remove_log
-from pixelmemory.log.file.walk import BadFrameError, Window, walk_frames
+from pixelmemory.log.file.walk import SegmentFile
 from pixelmemory.memory.events import Event
 
 __all__ = ["NewLog", "RewriteReport", "Rewriting"]
@@ -66,9 +67,14 @@ class NewLog:
         self._segment_bytes_max = segment_bytes_max
         #: in LSN order
         self.segments: list[Segment] = []
-        #: where the next frame goes
-        self.end = Place(1, 0, 0)
+        #: of the last of them
+        self.writer: SegmentWriter | None = None
         self._fd: int | None = None
+
+    @property
+    def end(self) -> Place:
+        """Where the next frame goes."""
+        return Place(1, 0, 0) if self.writer is None else self.writer.end
 
     def add(self, frame: Frame, bodies: Sequence[Buffer]) -> None:
         """Append a frame: the header's fields of ``frame``, with other records."""
@@ -78,7 +84,15 @@ class NewLog:
         elif self.end.byte_offset > SEGMENT_HEADER_BYTES and self.end.byte_offset + size > self._segment_bytes_max:
             self._seal()
             self._begin_segment()
-        self._append(bodies, frame.header.kind, frame.header.flags, frame.header.event_count, frame.header.durable_lsn)
+        assert self.writer is not None
+        assert self._fd is not None
+        header, place = frame.header, self.end.byte_offset
+        data = self.writer.build(
+            bodies, event_count=header.event_count, durable_lsn=header.durable_lsn, flags=header.flags
+        )
+        write_all(self._files, self._fd, data, place)
+        self.writer.advance()
+        self.segments[-1].end_bytes = self.end.byte_offset
         fault_point("rewrite.after_write")
 
     def sync(self) -> None:
@@ -122,33 +136,14 @@ class NewLog:
         self._fd = self._files.open_new(path)
         write_all(self._files, self._fd, pack_header(header), 0)
         self.segments.append(Segment(path, header))
-        self.end = Place(end.lsn, SEGMENT_HEADER_BYTES, header.checksum)
-
-    def _append(self, bodies: Sequence[Buffer], kind: int, flags: int, event_count: int, durable_lsn: int) -> None:
-        assert self._fd is not None
-        segment, end = self.segments[-1], self.end
-        data, checksum = build_frame(
-            bodies,
-            kind=kind,
-            flags=flags,
-            event_count=event_count,
-            first_lsn=end.lsn,
-            durable_lsn=durable_lsn,
-            previous_checksum=end.previous_checksum,
-            salt=segment.header.salt,
-            byte_offset=end.byte_offset,
-        )
-        write_all(self._files, self._fd, data, end.byte_offset)
-        if kind == FrameKind.EVENTS:
-            segment.note(*end)
-            segment.end_bytes = end.byte_offset + len(data)
-            self.end = Place(end.lsn + event_count, segment.end_bytes, checksum)
+        self.writer = SegmentWriter(self.segments[-1])
 
     def _seal(self) -> None:
         """End the segment. One sync does for all of it, since nothing counts before the whole log is synced."""
         assert self._fd is not None
+        assert self.writer is not None
         fault_point("rewrite.before_seal")
-        self._append((), FrameKind.SEAL, 0, 0, self.end.lsn - 1)
+        write_all(self._files, self._fd, self.writer.mark(FrameKind.SEAL), self.end.byte_offset)
         self._files.sync(self._fd)
         fault_point("rewrite.after_segment_sync")
         fd, self._fd = self._fd, None
@@ -187,7 +182,7 @@ class Rewriting:
         self.new = NewLog(files, folder / NEW_LOG, segments[-1].header, segment_bytes_max)
         self.events_changed = 0
         self._index = 0
-        self._fd: int | None = None
+        self._source: SegmentFile | None = None
         self._frames: Iterator[Frame | None] = iter(())
 
     def prepare(self) -> None:
@@ -233,13 +228,10 @@ class Rewriting:
         """The next frame with events; there must be one."""
         while True:
             segment = self._segments[self._index]
-            if self._fd is None:
-                self._fd = self._files.open_read(segment.path)
-                self._frames = walk_frames(Window(self._files, self._fd), segment, segment.index[0])
-            try:
-                frame = next(self._frames)
-            except BadFrameError as bad:
-                raise LogCorruptError(segment.path, bad.byte_offset, bad.lsn, bad.reason) from bad
+            if self._source is None:
+                self._source = SegmentFile(self._files, segment.path)
+                self._frames = self._source.frames(segment)
+            frame = next(self._frames)
             if frame is not None and frame.header.event_count:
                 return frame
             if frame is None:
@@ -255,10 +247,9 @@ class Rewriting:
         self.new.close()
 
     def _close_source(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            with contextlib.suppress(OSError):  # it was only read
-                self._files.close(fd)
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
     def remove(self) -> None:
         """Remove the new log, which is of no use, as far as that can be done; the next open does the rest."""

@@ -37,9 +37,9 @@ from pixelmemory.log.file.segment import (
     segment_name,
     segment_names,
 )
-from pixelmemory.log.file.walk import BadFrameError, Window, find_frame_header, walk_frames
+from pixelmemory.log.file.walk import BadFrameError, SegmentFile
 
-__all__ = ["VerifiedLog", "VerifiedSegment", "only_zeros", "verify_log"]
+__all__ = ["VerifiedLog", "VerifiedSegment", "verify_log"]
 
 
 class VerifiedSegment:
@@ -139,17 +139,13 @@ class _Verification:
         loaded: list[tuple[Segment, int]] = []
         for name in names:
             path = self.folder / name
-            fd = self.files.open_read(path)
-            try:
-                size = self.files.size(fd)
-                data = self.files.read(fd, SEGMENT_HEADER_BYTES, 0)
+            with SegmentFile(self.files, path) as file:
+                size, data = file.size(), file.header_bytes()
                 torn = size < SEGMENT_HEADER_BYTES or (size == SEGMENT_HEADER_BYTES and not any(data))
                 if name == names[-1] and torn and not self._sealed_before(loaded):
                     self.torn_segment = path
                     break
                 header = parse_header(data, path)
-            finally:
-                self.files.close(fd)
             self._check_header(path, header, loaded[-1][0] if loaded else None)
             loaded.append((Segment(path, header, size), size))
         return loaded
@@ -195,9 +191,9 @@ class _Verification:
             found.take_run(run, durable_lsn, waiting)
 
         last_frame: Frame | None = None
-        fd = self.files.open_read(segment.path)
+        file = SegmentFile(self.files, segment.path)
         try:
-            for frame in walk_frames(Window(self.files, fd), segment, found.end, take):
+            for frame in file.walk(segment, found.end, take):
                 if frame is None:
                     break
                 header = frame.header
@@ -224,11 +220,11 @@ class _Verification:
         except BadFrameError as error:
             found.bad = error
             if last and not error.foreign:
-                self._refuse_if_attested(found, fd, durable_lsn)
-            if last and only_zeros(self.files, fd, error.byte_offset, size_bytes):
+                self._refuse_if_attested(found, file, durable_lsn)
+            if last and file.only_zeros(error.byte_offset, size_bytes):
                 found.bad = None
         finally:
-            self.files.close(fd)
+            file.close()
         if found.bad is None and found.end.lsn <= segment.header.durable_lsn:
             reason = f"the segment ends here, though it held LSN {segment.header.durable_lsn} when it was made"
             raise LogCorruptError(segment.path, found.end.byte_offset, found.end.lsn, reason)
@@ -236,22 +232,21 @@ class _Verification:
             found.logged_at_ns = last_logged_at_ns(last_frame, segment.path)
         return found
 
-    def _refuse_if_attested(self, found: VerifiedSegment, fd: int, durable_lsn: int) -> None:
+    def _refuse_if_attested(self, found: VerifiedSegment, file: SegmentFile, durable_lsn: int) -> None:
         """Raise if the bad bytes were durable once: then they are damage, not a torn tail."""
         bad, path = found.bad, found.segment.path
         assert bad is not None
         if durable_lsn >= bad.lsn:
             raise LogCorruptError(path, bad.byte_offset, bad.lsn, f"{bad.reason}, though it was synced")
         start = bad.byte_offset + FRAME_HEADER_BYTES
-        window = Window(self.files, fd)
-        for byte_offset, header in find_frame_header(window, found.segment, start, found.size_bytes, bad.lsn):
+        for byte_offset, header in file.frame_headers(found.segment, start, found.size_bytes, bad.lsn):
             # frames of the relaxed sync modes may follow one that was never synced
             if header.durable_lsn >= bad.lsn or header.flags & FLAG_SYNCED_EACH:
                 reason = f"{bad.reason}, and an intact batch follows at byte {byte_offset}"
                 raise LogCorruptError(path, bad.byte_offset, bad.lsn, reason)
         if bad.header is not None and bad.header.flags & FLAG_SYNCED_EACH:
             end = bad.byte_offset + frame_bytes(bad.header.body_bytes)
-            if not only_zeros(self.files, fd, end, found.size_bytes):
+            if not file.only_zeros(end, found.size_bytes):
                 reason = f"{bad.reason}, and more was written after it, from byte {end}"
                 raise LogCorruptError(path, bad.byte_offset, bad.lsn, reason)
 
@@ -264,11 +259,8 @@ class _Verification:
         total_bytes = FRAME_HEADER_BYTES if bad.header is None else frame_bytes(bad.header.body_bytes)
         if bad.byte_offset + total_bytes > found.size_bytes:
             return True
-        fd = self.files.open_read(found.segment.path)
-        try:
-            data = self.files.read(fd, total_bytes, bad.byte_offset)
-        finally:
-            self.files.close(fd)
+        with SegmentFile(self.files, found.segment.path) as file:
+            data = file.read(total_bytes, bad.byte_offset)
         if bad.header is None:
             return not any(data)
         return len(data) < total_bytes or count_zero_sectors(data, bad.byte_offset) > bad.header.zero_sectors
@@ -337,23 +329,12 @@ class _Verification:
         """Whether a seal and nothing but zeros follow the frames; whether an interrupted seal does."""
         start = found.end.byte_offset
         segment = Segment(found.segment.path, found.segment.header, found.size_bytes)
-        fd = self.files.open_read(segment.path)
-        try:
-            if found.size_bytes - start < FRAME_HEADER_BYTES or only_zeros(self.files, fd, start, found.size_bytes):
+        with SegmentFile(self.files, segment.path) as file:
+            if found.size_bytes - start < FRAME_HEADER_BYTES or file.only_zeros(start, found.size_bytes):
                 return False, True
-            frame = next(walk_frames(Window(self.files, fd), segment, found.end))
+            try:
+                frame = next(file.walk(segment, found.end))
+            except BadFrameError:
+                return False, False
             sealed = frame is not None and frame.header.kind == FrameKind.SEAL
-            return sealed and only_zeros(self.files, fd, start + FRAME_HEADER_BYTES, found.size_bytes), False
-        except BadFrameError:
-            return False, False
-        finally:
-            self.files.close(fd)
-
-
-def only_zeros(files: Files, fd: int, start: int, end: int) -> bool:
-    """Whether the file holds nothing else from ``start`` to ``end`` (or to its own end, if that comes first)."""
-    while start < end and (data := files.read(fd, min(1 << 20, end - start), start)):
-        if any(data):
-            return False
-        start += len(data)
-    return True
+            return sealed and file.only_zeros(start + FRAME_HEADER_BYTES, found.size_bytes), False

@@ -1,10 +1,17 @@
-"""Walk the frames of one segment in order, every checksum verified."""
+"""Walk the frames of one segment in order, every checksum verified.
+
+:class:`SegmentFile` is the one way to them: it opens the file, walks it, says what is wrong, and closes it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
 from zlib import crc32
 
+from pixelmemory.errors import LogCorruptError
 from pixelmemory.log.file.files import Files
 from pixelmemory.log.file.frame import (
     FRAME_ALIGNMENT_BYTES,
@@ -17,9 +24,9 @@ from pixelmemory.log.file.frame import (
     parse_frame_header,
 )
 from pixelmemory.log.file.runs import FrameRun, find_run
-from pixelmemory.log.file.segment import Place, Segment
+from pixelmemory.log.file.segment import SEGMENT_HEADER_BYTES, Place, Segment
 
-__all__ = ["BadFrameError", "Window", "find_frame_header", "walk_frames"]
+__all__ = ["BadFrameError", "SegmentFile"]
 
 CHUNK_BYTES = 1 << 20
 
@@ -47,7 +54,7 @@ class BadFrameError(Exception):
         self.foreign = foreign
 
 
-class Window:
+class _Window:
     """A part of a file in memory, moved forward as it is asked for. Holds one chunk, or one frame if that is larger."""
 
     __slots__ = ("_buffer", "_chunk_bytes", "_fd", "_files", "_start")
@@ -78,8 +85,8 @@ class Window:
         return self._buffer, at
 
 
-def walk_frames(
-    window: Window, segment: Segment, place: Place, on_run: Callable[[FrameRun], None] | None = None
+def _walk_frames(
+    window: _Window, segment: Segment, place: Place, on_run: Callable[[FrameRun], None] | None = None
 ) -> Iterator[Frame | None]:
     """The frames of ``segment`` from ``place`` to its ``end_bytes``; then None, and more when that has grown.
 
@@ -140,8 +147,8 @@ def walk_frames(
         byte_offset += total_bytes
 
 
-def find_frame_header(
-    window: Window, segment: Segment, start: int, end: int, lsn_min: int
+def _find_frame_headers(
+    window: _Window, segment: Segment, start: int, end: int, lsn_min: int
 ) -> Iterator[tuple[int, FrameHeader]]:
     """Every intact frame header of this segment from ``start`` to ``end`` whose first LSN is at least ``lsn_min``, with
     its byte offset. For what lies beyond damage; the bodies are not looked at."""
@@ -159,3 +166,86 @@ def find_frame_header(
         if len(chunk) < FRAME_ALIGNMENT_BYTES:
             return
         byte_offset += len(chunk) // FRAME_ALIGNMENT_BYTES * FRAME_ALIGNMENT_BYTES
+
+
+class SegmentFile:
+    """The file of one segment, open for reading. To be closed, or used in a ``with``.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, files: Files, path: Path) -> None:
+        self.path = path
+        self._files = files
+        self._fd: int | None = files.open_read(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _open_fd(self) -> int:
+        assert self._fd is not None, "the file was closed"
+        return self._fd
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with suppress(OSError):  # it was only read, and it is closed even so
+                self._files.close(fd)
+
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return self._files.size(self._open_fd)
+
+    def read(self, count: int, byte_offset: int) -> bytes:
+        """Up to ``count`` bytes from ``byte_offset``; fewer at the end of the file."""
+        return self._files.read(self._open_fd, count, byte_offset)
+
+    def header_bytes(self) -> bytes:
+        """What stands in the place of the segment's header."""
+        return self.read(SEGMENT_HEADER_BYTES, 0)
+
+    def only_zeros(self, start: int, end: int) -> bool:
+        """Whether there is nothing else from ``start`` to ``end``, or to the end of the file if that comes first."""
+        while start < end and (data := self.read(min(CHUNK_BYTES, end - start), start)):
+            if any(data):
+                return False
+            start += len(data)
+        return True
+
+    def walk(
+        self, segment: Segment, place: Place | None = None, on_run: Callable[[FrameRun], None] | None = None
+    ) -> Iterator[Frame | None]:
+        """The frames from ``place`` (its start, without one) to the segment's ``end_bytes``; then None, and more when
+        that has grown.
+
+        With ``on_run``, frames of one event each whose records are in order as well are not yielded but given to it,
+        many at a time; a frame always comes after them.
+
+        Raises:
+            BadFrameError: at the first frame that is damaged or does not belong there: for those who look into it.
+            OSError: the file cannot be read.
+        """
+        return _walk_frames(_Window(self._files, self._open_fd), segment, place or segment.index[0], on_run)
+
+    def frames(self, segment: Segment, place: Place | None = None) -> Iterator[Frame | None]:
+        """As :meth:`walk`, for those to whom every bad frame is damage.
+
+        Raises:
+            LogCorruptError: at the first one.
+            OSError: the file cannot be read.
+        """
+        try:
+            yield from self.walk(segment, place)
+        except BadFrameError as bad:
+            raise LogCorruptError(self.path, bad.byte_offset, bad.lsn, bad.reason) from bad
+
+    def frame_headers(self, segment: Segment, start: int, end: int, lsn_min: int) -> Iterator[tuple[int, FrameHeader]]:
+        """Every intact frame header of ``segment`` from ``start`` to ``end`` whose first LSN is at least ``lsn_min``,
+        with its byte offset. For what lies beyond damage; the bodies are not looked at."""
+        return _find_frame_headers(_Window(self._files, self._open_fd), segment, start, end, lsn_min)
