@@ -17,7 +17,6 @@ import msgspec
 from pixelmemory.engine.engine import Engine
 from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
 from pixelmemory.interrupts import uninterrupted
-from pixelmemory.log.file.files import Files
 from pixelmemory.memory.arguments import (
     CheckedEntry,
     check_added,
@@ -116,8 +115,6 @@ class AsyncMemory:
         self._closed = False
         #: whether it was said that a search names a namespace that reads like a question
         self._warned_of_question = False
-        #: the file operations of the log; tests put faulty ones here before the store is opened
-        self._files: Files | None = None
 
     @classmethod
     async def open(
@@ -145,7 +142,7 @@ class AsyncMemory:
         if self._engine is not None:
             raise StoreClosedError("this handle was opened before; make a new one")
         self._engine = await Engine.open(
-            self._name, self._schema, self._embedding_config, self._options, self._files, handle=self._number
+            self._name, self._schema, self._embedding_config, self._options, handle=self._number
         )
 
     async def __aenter__(self) -> Self:
@@ -522,7 +519,7 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
-        store.projection.check_erasable()
+        store.eraser.check_possible()
         page = check_search(store.rules, checked_namespace, None, ERASED_PAGE, None, None, None, None, None)
         await engine.wait_for("session")
         while found := await engine.read(lambda: store.query.search(page)):
@@ -533,7 +530,7 @@ class AsyncMemory:
 
     async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:
         engine, store = self._running()
-        store.projection.check_erasable()
+        store.eraser.check_possible()
         await self._delete(memory_ids, namespace, field)
         ids = list(dict.fromkeys(memory_ids))
         return await engine.erase(check_namespace(namespace, engine.options), ids) if ids else 0

@@ -39,8 +39,7 @@ from pixelmemory.errors import (
 )
 from pixelmemory.forks import forks
 from pixelmemory.interrupts import launch, start_new_thread
-from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.files import Files
+from pixelmemory.log.contract import Append, LogCapability
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.memory.schema import parse_schema
@@ -209,7 +208,6 @@ class Engine:
         schema: object,
         embedding_config: object,
         options: Options,
-        files: Files | None = None,
         *,
         handle: int,
     ) -> Engine:
@@ -219,14 +217,13 @@ class Engine:
 
         Args:
             handle: the number of the handle that opens it, which no other handle of the process has.
-            files: the file operations of its log; for tests.
         """
         made = cls(name, options, _Arguments.of(schema, embedding_config, options), handle)
         self = await made._or_who_has_it(handle)
         if self is not made:
             return self
         try:
-            await self._open(name, schema, embedding_config, files)
+            await self._open(name, schema, embedding_config)
         finally:
             self._opened.set()
         return self
@@ -265,7 +262,7 @@ class Engine:
             return False
         return True
 
-    async def _open(self, name: str, schema: object, embedding_config: object, files: Files | None) -> None:
+    async def _open(self, name: str, schema: object, embedding_config: object) -> None:
         options = self.options
         opening = _Opening(
             lambda check: open_store(
@@ -276,7 +273,6 @@ class Engine:
                 on_commit=lambda appends: self._post(self._committed, appends),
                 on_watermark=lambda _lsn: self._post(self._advanced),
                 folder=self._folder,
-                files=files,
                 check=check,
             ),
             self._post,
@@ -678,16 +674,17 @@ class Engine:
     def stats(self) -> Stats:
         """Figures of the store, from memory."""
         store = self.store()
-        log, projector = store.log.stats(), store.projection.projector.stats()
+        log = None if LogCapability.STATISTICS in store.log.lacks else store.log.stats()
+        projector = store.projection.projector.stats()
         return Stats(
             durable_lsn=store.log.durable_lsn,
             watermark=projector.watermark,
             lag_events=store.log.durable_lsn - projector.watermark,
             last_lsn=self.last_lsn,
-            log_events=log.events,
-            log_bytes=log.bytes,
-            log_segments=log.segments,
-            log_syncs=log.syncs,
+            log_events=store.log.durable_lsn - store.log.first_lsn + 1,
+            log_bytes=0 if log is None else log.bytes,
+            log_segments=0 if log is None else log.segments,
+            log_syncs=0 if log is None else log.syncs,
             batches=projector.batches,
             events_applied=projector.events,
             texts_embedded=projector.texts_embedded,

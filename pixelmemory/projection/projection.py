@@ -14,7 +14,7 @@ from pixelmemory.errors import (
     ProjectionUnavailableError,
     UnavailableCause,
 )
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.contract import EventLog
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.schema import Schema
 from pixelmemory.options import Options
@@ -58,7 +58,7 @@ class Projection:
         host: Host,
         state: ProjectionState,
         *,
-        log: Log,
+        log: EventLog,
         schema: Schema | None,
         embed_texts: EmbedTexts | None,
         truncated_texts: TruncatedTexts | None,
@@ -162,7 +162,7 @@ class Projection:
 def _reconcile(
     host: Host,
     state: ProjectionState,
-    log: Log,
+    log: EventLog,
     rewritten_lsn: int,
     *,
     rebuild: bool,

@@ -30,7 +30,7 @@ from pixelmemory.errors import (
     copy_of,
 )
 from pixelmemory.faults import fault_point
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.contract import EventLog
 from pixelmemory.memory.events import MemoryAdded, MemoryUpdated
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.projection.batches import Batch, EmbedTexts, Preparer, TruncatedTexts
@@ -72,7 +72,7 @@ class Projector:
 
     def __init__(
         self,
-        log: Log,
+        log: EventLog,
         host: Host,
         *,
         checkpoint_lsn: int,

@@ -26,10 +26,12 @@ def compact(maintenance: Maintenance, up_to_lsn: int) -> int:
     Raises:
         LogWriteError: the log could not be rewritten, for want of room perhaps.
         LogPoisonedError: it failed half-way; reopen the store.
+        StoreError: the log cannot be rewritten at all.
         ManifestError: up to where the log is rewritten could not be written down; nothing was changed.
     """
     with maintenance.lock:
         maintenance.check_open()
+        maintenance.check_rewritable()
         dead = list(maintenance.projection.projector.dead_letters.values())
         compaction = Compaction(up_to_lsn, {(each.namespace, each.memory_id) for each in dead})
         for stored in maintenance.read(up_to_lsn):

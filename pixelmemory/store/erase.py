@@ -54,6 +54,11 @@ class Eraser:
             except PixelmemoryError as error:
                 _logger.error("%s", self.problem, exc_info=error)
 
+    def check_possible(self) -> None:
+        """Raise StoreError or ProjectionError where the log or the tables cannot do what an erase needs."""
+        self._of.check_rewritable()
+        self._of.projection.check_erasable()
+
     def erase(self, erasure: Erasure) -> int:
         """Take what ``erasure`` names out of everything that the store keeps.
 
@@ -71,7 +76,7 @@ class Eraser:
         """
         with self._of.lock:
             self._of.check_open()
-            self._of.projection.check_erasable()
+            self.check_possible()
             if self._of.manifest.erasing is not None:
                 self._erase(self._of.manifest.erasing, self._on_projector)
             found = {event.memory_id for event in self._events_of(erasure)}

@@ -16,10 +16,8 @@ import msgspec
 
 from pixelmemory.embedding import VectorCache
 from pixelmemory.errors import StoreClosedError, StoreError
-from pixelmemory.log.contract import StoredEvent
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.contract import EventLog, LogCapability, RewriteReport, StoredEvent
 from pixelmemory.log.file.files import Files
-from pixelmemory.log.file.rewrite import RewriteReport
 from pixelmemory.memory.events import Event
 from pixelmemory.store.manifest import Manifest
 
@@ -52,7 +50,7 @@ class Maintenance:
         folder: Path,
         manifest: Manifest,
         *,
-        log: Log,
+        log: EventLog,
         projection: Projection,
         cache: VectorCache | None,
         files: Files | None = None,
@@ -77,6 +75,11 @@ class Maintenance:
         self._closed = True
         with self.lock:
             pass
+
+    def check_rewritable(self) -> None:
+        """Raise StoreError where the log cannot be rewritten."""
+        if (reason := self.log.lacks.get(LogCapability.REWRITE)) is not None:
+            raise StoreError(reason)
 
     def check_open(self) -> None:
         """Raise StoreClosedError once the store is being closed."""

@@ -40,8 +40,8 @@ from pixelmemory.errors import (
     type_name,
 )
 from pixelmemory.installed import check_installed
-from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.contract import Append, EventLog
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Files, ensure_folder
 from pixelmemory.log.file.segment import FORMAT_VERSION
 from pixelmemory.memory.rules import Rules
@@ -61,6 +61,9 @@ __all__ = ["OpenStore", "open_store"]
 
 _logger = logging.getLogger("pixelmemory")
 
+#: which log a store has: the one place where it is chosen. Called as :meth:`FileLog.open` is
+open_log: Callable[..., EventLog] = FileLog.open
+
 #: what the manifest says of a store without semantic search
 NO_EMBEDDING = "none"
 
@@ -78,7 +81,7 @@ class OpenStore:
         last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
     """
 
-    log: Log
+    log: EventLog
     projection: Projection
     query: Query
     maintenance: Maintenance
@@ -128,14 +131,12 @@ def open_store(
     on_commit: Callable[[Sequence[Append]], None],
     on_watermark: Callable[[int], None],
     folder: Path | None = None,
-    files: Files | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> OpenStore:
     """Open, or make, the store ``name``. The projector is not started yet.
 
     Args:
         folder: of the store, absolute. Default: in the home that ``options`` name.
-        files: the file operations of the log and the manifest; for tests.
         check: called between steps and while waiting; what it raises ends the open.
 
     Raises:
@@ -152,7 +153,7 @@ def open_store(
     parsed_schema = parse_schema(schema)
     config = parse_embedding_config(embedding_config)
     folder = folder or options.home_path() / checked_name
-    files = files or Files()
+    files = Files()
     with ExitStack() as stack:
         store = OpenStore(checked_name, folder, options, stack)
         store.schema = parsed_schema
@@ -177,7 +178,7 @@ def open_store(
         fields = {} if store.schema is None else store.schema.fields
         manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)
         manifest.save(folder, files, lock.check_place)
-        store.log = Log.open(
+        store.log = open_log(
             folder,
             store_id=manifest.store_id,
             epoch=manifest.epoch,

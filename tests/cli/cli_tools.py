@@ -13,7 +13,7 @@ import pytest
 
 from pixelmemory import Options
 from pixelmemory.cli import main
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
 from pixelmemory.store.manifest import Manifest
 
@@ -72,7 +72,7 @@ def open_log(folder: Path, *, store_id: uuid.UUID = STORE_ID, epoch: int = 1) ->
     manifest = old if old is not None else Manifest(store_id=store_id, epoch=epoch, embedding="none", has_log=True)
     manifest.save(folder)
     with ExitStack() as stack:
-        log = Log.open(
+        log = FileLog.open(
             folder,
             store_id=manifest.store_id,
             epoch=manifest.epoch,
@@ -84,7 +84,7 @@ def open_log(folder: Path, *, store_id: uuid.UUID = STORE_ID, epoch: int = 1) ->
         yield log
 
 
-def append(log: Log, events: Iterable[Event]) -> None:
+def append(log: FileLog, events: Iterable[Event]) -> None:
     for event in events:
         log.submit([event])
         log.flush()

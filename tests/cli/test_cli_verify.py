@@ -27,7 +27,7 @@ from cli_tools import (
 from mishaps import MISHAPS, later_manifest, later_version
 
 from pixelmemory import LogCorruptError, Options
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.frame import FrameKind, build_frame, encode_records
 from pixelmemory.memory.events import Event, MemoryAdded
 from pixelmemory.store.manifest import Manifest
@@ -216,7 +216,7 @@ def _refused(store: Path) -> bool:
     manifest = Manifest.load(store)
     assert manifest is not None
     try:
-        Log.open(
+        FileLog.open(
             store,
             store_id=manifest.store_id,
             epoch=manifest.epoch,

@@ -19,7 +19,7 @@ from simulated_disk import SimulatedDisk
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Files
 from pixelmemory.memory.events import MemoryAdded
 from pixelmemory.options import Options
@@ -144,7 +144,7 @@ def disk_log(disk: SimulatedDisk, folder: Path = STORE) -> DiskLog:
     return read_log(disk.contents(folder / "log"))
 
 
-def read_all(log: Log, events_max: int = 50) -> list[Recovered]:
+def read_all(log: FileLog, events_max: int = 50) -> list[Recovered]:
     """Everything that the log gives out."""
     events: list[StoredEvent] = []
     while part := log.read(len(events) + 1, events_max=events_max, bytes_max=1 << 20):
@@ -181,7 +181,7 @@ class Store:
         manifest = Manifest.load(folder, files) or Manifest(store_id=store_id or uuid.uuid4())
         manifest = msgspec.structs.replace(manifest, epoch=manifest.epoch + 1)
         manifest.save(folder, files, check_folder)
-        self.log = Log.open(
+        self.log = FileLog.open(
             folder,
             store_id=manifest.store_id,
             epoch=manifest.epoch,

@@ -22,7 +22,7 @@ from log_harness import make_events
 from pixelmemory.errors import LogError, ManifestError, StoreLockedError
 from pixelmemory.log.file import recovery as renewal
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.manifest import Manifest
@@ -44,7 +44,7 @@ class Writer:
         manifest = msgspec.structs.replace(manifest, epoch=manifest.epoch + 1)
         manifest.save(folder)
         self._room = Semaphore(OUTSTANDING_MAX)
-        self.log = Log.open(
+        self.log = FileLog.open(
             folder,
             store_id=manifest.store_id,
             epoch=manifest.epoch,

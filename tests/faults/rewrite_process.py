@@ -19,7 +19,7 @@ from rewrite_tools import Entry, erase
 
 from pixelmemory import faults
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import Options
 from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.manifest import Manifest
@@ -41,7 +41,7 @@ def rewrite(folder: Path, number: int) -> None:
             say("ack", append.context)
             settled.release()
 
-    log = Log.open(
+    log = FileLog.open(
         folder,
         store_id=manifest.store_id,
         epoch=manifest.epoch,

@@ -15,7 +15,7 @@ from independent_reader import DiskEvent, DiskLog
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, StoreClosedError
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Files
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.options import Options
@@ -134,7 +134,7 @@ class Life:
         self._outstanding = 0
         #: the disk is gone: what it says now counts for nothing
         self.dead = False
-        self.log = Log.open(
+        self.log = FileLog.open(
             folder, store_id=STORE_ID, epoch=epoch, options=options, on_commit=self._on_commit, files=files
         )
 

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import anyio
 import anyio.lowlevel
@@ -196,7 +197,8 @@ async def test_a_withdrawn_append_makes_room(tmp_path: Path, store_name: str) ->
         engine = memory._engine
         assert engine is not None
         assert engine._store is not None
-        group_commit = engine._store.log._writer
+        log: Any = engine._store.log
+        group_commit = log._writer
         while not group_commit._idle:  # noqa: ASYNC110 - a state of the log's thread, which tells nobody
             await anyio.sleep(0.001)
         group_commit._idle = False  # the writer is not woken: the first append stays in the buffer
@@ -243,7 +245,9 @@ def test_a_call_that_is_cancelled_again_and_again_keeps_its_memory_until_its_out
 
     async def main() -> None:
         memory = async_memory(tmp_path, store_name)
-        memory._files = files = _HeldSyncs()
+        files = _HeldSyncs()
+        with mock.patch("pixelmemory.store.opening.Files", return_value=files):
+            await memory._open()
         async with memory:
             files.hold.set()
             first = asyncio.ensure_future(memory.add_entry("first", memory_id="m", embedding=vector(1)))

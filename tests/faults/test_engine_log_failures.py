@@ -6,6 +6,7 @@ import errno
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -48,8 +49,8 @@ class _FailingFiles(Files):
 
 async def _open(home: Path, name: str, files: Files, **options: Any) -> AsyncMemory:
     memory = async_memory(home, name, **options)
-    memory._files = files
-    await memory._open()
+    with mock.patch("pixelmemory.store.opening.Files", return_value=files):
+        await memory._open()
     return memory
 
 

@@ -21,7 +21,7 @@ from log_harness import STORE, Book, Recovered, Store, disk_log, read_all, recov
 from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogCorruptError, LogError, ManifestError
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import Options, SyncMode
 
 LOG = STORE / "log"
@@ -51,8 +51,8 @@ class Subject(NamedTuple):
         )
 
 
-def _open(disk: SimulatedDisk, options: Options | None = None, files: DiskFiles | None = None) -> Log:
-    return Log.open(
+def _open(disk: SimulatedDisk, options: Options | None = None, files: DiskFiles | None = None) -> FileLog:
+    return FileLog.open(
         STORE,
         store_id=STORE_ID,
         epoch=EPOCH,
@@ -114,7 +114,7 @@ class Outcome(NamedTuple):
 
 def _open_or_error(
     disk: SimulatedDisk, options: Options | None, files: DiskFiles | None = None
-) -> tuple[Log | None, LogCorruptError | None]:
+) -> tuple[FileLog | None, LogCorruptError | None]:
     try:
         return _open(disk, options, files), None
     except LogCorruptError as error:
@@ -283,7 +283,7 @@ def test_flip_every_bit_by_a_read_that_lies(kind: str, fault_report: FaultReport
                 break
 
 
-def _read_or_error(log: Log) -> list[Recovered] | LogCorruptError:
+def _read_or_error(log: FileLog) -> list[Recovered] | LogCorruptError:
     try:
         return read_all(log)
     except LogCorruptError as error:
@@ -480,7 +480,7 @@ def test_segment_mixups_strange_files(what: str, fault_report: FaultReport, tmp_
         strange.touch()
     before = sorted(path.name for path in (tmp_path / "log").iterdir())
     with pytest.raises(LogError):
-        Log.open(tmp_path, store_id=STORE_ID, epoch=EPOCH, options=Options(), on_commit=lambda _: None)
+        FileLog.open(tmp_path, store_id=STORE_ID, epoch=EPOCH, options=Options(), on_commit=lambda _: None)
     fault_report.add("segment_mixups: strange file")
     assert sorted(path.name for path in (tmp_path / "log").iterdir()) == before
 

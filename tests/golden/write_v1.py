@@ -22,7 +22,7 @@ import msgspec
 
 from pixelmemory import Options
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
 from pixelmemory.store.manifest import Manifest
 
@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
 
     live.mkdir()
     Manifest(store_id=STORE_ID, epoch=1, embedding="none", created_at_us=1_700_000_000_000_000).save(live)
-    log = Log.open(
+    log = FileLog.open(
         live,
         store_id=STORE_ID,
         epoch=1,

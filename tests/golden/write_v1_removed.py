@@ -19,7 +19,7 @@ from write_v1 import STORE_ID, calls, plain
 from pixelmemory import Options
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.store.manifest import Manifest
 
@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
 
     live.mkdir()
     Manifest(store_id=STORE_ID, epoch=1, embedding="none", created_at_us=1_700_000_000_000_000).save(live)
-    log = Log.open(
+    log = FileLog.open(
         live,
         store_id=STORE_ID,
         epoch=1,

@@ -13,7 +13,7 @@ from pixelmemory import Options
 from pixelmemory.doctor.inspection import Batch, Damage, DamageKind, LogInspection
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
 
@@ -70,7 +70,7 @@ class Outcomes:
 class OpenLog:
     """A log with its outcomes."""
 
-    def __init__(self, log: Log, outcomes: Outcomes) -> None:
+    def __init__(self, log: FileLog, outcomes: Outcomes) -> None:
         self.log = log
         self.outcomes = outcomes
 
@@ -97,7 +97,7 @@ def opened(
     **options: Any,
 ) -> Iterator[OpenLog]:
     outcomes = Outcomes()
-    log = Log.open(
+    log = FileLog.open(
         folder,
         store_id=store_id,
         epoch=epoch,
@@ -112,7 +112,7 @@ def opened(
         log.close()
 
 
-def read_all(log: Log, *, events_max: int = 1000, bytes_max: int = 1 << 20) -> list[StoredEvent]:
+def read_all(log: FileLog, *, events_max: int = 1000, bytes_max: int = 1 << 20) -> list[StoredEvent]:
     """Everything in the log, read in order from its first LSN."""
     events: list[StoredEvent] = []
     lsn = log.first_lsn

@@ -24,7 +24,7 @@ from log_tools import (
 
 from pixelmemory import InvalidArgumentError, LimitExceededError, Options, StoreClosedError, WrongThreadError
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import SyncMode
 
 
@@ -71,7 +71,7 @@ def test_what_arrives_during_a_sync_becomes_one_frame_with_one_sync(tmp_path: Pa
 
 def test_on_commit_sees_the_durable_lsn_moved_and_the_events_readable(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    logs: list[Log] = []
+    logs: list[FileLog] = []
     done = threading.Event()
 
     def on_commit(appends: Sequence[Append]) -> None:
@@ -80,7 +80,7 @@ def test_on_commit_sees_the_durable_lsn_moved_and_the_events_readable(tmp_path: 
         seen.append((logs[0].durable_lsn, logs[0].read(last, events_max=1, bytes_max=1)[-1].lsn))
         done.set()
 
-    logs.append(Log.open(tmp_path, store_id=STORE_ID, epoch=1, options=Options(), on_commit=on_commit))
+    logs.append(FileLog.open(tmp_path, store_id=STORE_ID, epoch=1, options=Options(), on_commit=on_commit))
     logs[0].submit([added(1), added(2)])
     assert done.wait(WAIT_SECONDS)
     logs[0].close()
@@ -193,7 +193,7 @@ def test_an_on_commit_that_raises_is_logged_and_stops_nothing(tmp_path: Path, ca
         outcomes(appends)
         raise RuntimeError("the loop is closed")
 
-    log = Log.open(tmp_path, store_id=STORE_ID, epoch=1, options=Options(), on_commit=on_commit)
+    log = FileLog.open(tmp_path, store_id=STORE_ID, epoch=1, options=Options(), on_commit=on_commit)
     with caplog.at_level(logging.ERROR, logger="pixelmemory.log"):
         log.submit([added(1)])
         outcomes.wait_for(1)
@@ -207,7 +207,7 @@ def test_an_on_commit_that_raises_is_logged_and_stops_nothing(tmp_path: Path, ca
 def test_close_and_flush_from_on_commit_say_that_they_would_wait_for_themselves(tmp_path: Path) -> None:
     caught: list[BaseException] = []
     done = threading.Event()
-    logs: list[Log] = []
+    logs: list[FileLog] = []
 
     def on_commit(_appends: Sequence[Append]) -> None:
         for call in (logs[0].flush, logs[0].close):
@@ -217,7 +217,7 @@ def test_close_and_flush_from_on_commit_say_that_they_would_wait_for_themselves(
                 caught.append(error)
         done.set()
 
-    logs.append(Log.open(tmp_path, store_id=STORE_ID, epoch=1, options=Options(), on_commit=on_commit))
+    logs.append(FileLog.open(tmp_path, store_id=STORE_ID, epoch=1, options=Options(), on_commit=on_commit))
     logs[0].submit([added(1)])
     assert done.wait(WAIT_SECONDS)
     logs[0].close()
@@ -334,9 +334,9 @@ import os, sys, uuid
 from pathlib import Path
 from pixelmemory import Options, StoreForkedError
 from pixelmemory.memory.events import MemoryDeleted
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 
-log = Log.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=1, options=Options(), on_commit=lambda a: None)
+log = FileLog.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=1, options=Options(), on_commit=lambda a: None)
 log.submit([MemoryDeleted("n", "1")])
 log.flush()
 if os.fork() == 0:

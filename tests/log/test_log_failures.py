@@ -255,13 +255,13 @@ import resource, signal, sys, threading, uuid
 from pathlib import Path
 from pixelmemory import LogWriteError, Options
 from pixelmemory.memory.events import MemoryDeleted
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 
 done, last = threading.Semaphore(0), []
 def on_commit(appends):
     last[:] = appends
     done.release()
-log = Log.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=1, options=Options(), on_commit=on_commit)
+log = FileLog.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=1, options=Options(), on_commit=on_commit)
 def append(number):
     log.submit([MemoryDeleted("n" * 1000, str(number))])
     done.acquire()
@@ -276,7 +276,7 @@ assert len(log.read(1, events_max=999, bytes_max=1 << 20)) == count > 5
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 assert append(count) is None
 log.close()
-log = Log.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=2, options=Options(), on_commit=on_commit)
+log = FileLog.open(Path(sys.argv[1]), store_id=uuid.UUID(int=1), epoch=2, options=Options(), on_commit=on_commit)
 assert [s.event.memory_id for s in log.read(1, events_max=999, bytes_max=1 << 20)] == [str(n) for n in range(count + 1)]
 log.close()
 """
@@ -320,7 +320,7 @@ import sys, uuid
 from pathlib import Path
 from pixelmemory import Options
 from pixelmemory.memory.events import MemoryAdded
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.store.manifest import Manifest
 
 folder = Path(sys.argv[1])
@@ -328,7 +328,7 @@ def on_commit(appends):
     for append in appends:
         sys.stdout.write(f"{append.last_lsn}\\n")
     sys.stdout.flush()
-log = Log.open(folder, store_id=uuid.UUID(int=1), epoch=int(sys.argv[2]),
+log = FileLog.open(folder, store_id=uuid.UUID(int=1), epoch=int(sys.argv[2]),
                options=Options(segment_bytes_max=4096), on_commit=on_commit)
 Manifest(store_id=uuid.UUID(int=1)).save(folder)
 for number in range(6):

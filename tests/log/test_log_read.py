@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 from pixelmemory import InvalidArgumentError, LogCorruptError
-from pixelmemory.log.file.file_log import Log
+from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event
 
 
@@ -30,7 +30,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[E
     return folder, frames
 
 
-def bounds(frames: list[list[Event]], from_lsn: int, events_max: int, log: Log) -> list[int]:
+def bounds(frames: list[list[Event]], from_lsn: int, events_max: int, log: FileLog) -> list[int]:
     """The LSNs that a read bounded by ``events_max`` alone should give."""
     lsns: list[int] = []
     lsn = 1

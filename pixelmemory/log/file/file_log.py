@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 from pixelmemory.errors import (
     InvalidArgumentError,
@@ -19,14 +20,14 @@ from pixelmemory.errors import (
     WrongThreadError,
 )
 from pixelmemory.faults import fault_point
-from pixelmemory.log.contract import StoredEvent
+from pixelmemory.log.contract import LogCapability, LogStats, RewriteReport, StoredEvent
 from pixelmemory.log.file.active_segment import ActiveSegment
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.files import Files, ensure_folder, sync_parents
 from pixelmemory.log.file.group_commit import GroupCommit
 from pixelmemory.log.file.reader import SegmentReader
 from pixelmemory.log.file.recovery import ReadyLog, RecoveryReport, renew_log
-from pixelmemory.log.file.rewrite import NewLog, RewriteReport, Rewriting
+from pixelmemory.log.file.rewrite import NewLog, Rewriting
 from pixelmemory.log.file.segment import segment_name
 from pixelmemory.log.file.switch import LOG, OLD_LOG, HalfSwitchedError, finish_switch, remove_leftovers, switch_logs
 from pixelmemory.log.file.tail import Tail
@@ -34,41 +35,18 @@ from pixelmemory.log.file.verification import verify_log
 from pixelmemory.memory.events import Event
 from pixelmemory.options import Options, SyncMode
 
-__all__ = ["Log", "LogStats"]
+__all__ = ["FileLog"]
 
 
-class LogStats(NamedTuple):
-    """Figures of one handle of the log, from memory."""
-
-    #: frames written by this handle
-    frames: int
-    #: events in the log
-    events: int
-    #: bytes of the log on disk, seals and closing marks aside
-    bytes: int
-    segments: int
-    #: flushes by this handle
-    syncs: int
-    #: time spent in them
-    sync_seconds: float
-    rotations: int
-    #: bytes written by this handle
-    bytes_written: int
-    #: encoded bytes that wait for the writer
-    buffered_bytes: int
-    #: encoded bytes of the newest frames kept in memory
-    tail_bytes: int
-    durable_lsn: int
-    #: last LSN that was flushed; behind ``durable_lsn`` in the relaxed sync modes only
-    synced_lsn: int
-
-
-class Log:
+class FileLog:
     """A store's write-ahead log, open for reading and writing. Made by :meth:`open`. Every method is thread-safe.
 
     Attributes:
         recovery: what the open found and did.
+        lacks: nothing.
     """
+
+    lacks: Mapping[LogCapability, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -100,7 +78,7 @@ class Log:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "poisoned" if self.failure is not None else "open"
-        return f"<Log {self._folder / LOG} {state} durable_lsn={self.durable_lsn}>"
+        return f"<FileLog {self._folder / LOG} {state} durable_lsn={self.durable_lsn}>"
 
     @classmethod
     def open(
@@ -114,7 +92,7 @@ class Log:
         files: Files | None = None,
         has_log: bool = False,
         check_folder: Callable[[], None] = lambda: None,
-    ) -> Log:
+    ) -> FileLog:
         """Verify the log in the store's ``folder``, make it ready to be appended to, and start its writer thread.
 
         Args:

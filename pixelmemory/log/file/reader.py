@@ -55,7 +55,7 @@ class SegmentReader:
         self._positions: OrderedDict[int, _Position] = OrderedDict()
 
     def read(self, from_lsn: int, durable_lsn: int, events_max: int, bytes_max: int) -> list[StoredEvent]:
-        """As :meth:`pixelmemory.log.file.file_log.Log.read`.
+        """As :meth:`pixelmemory.log.file.file_log.FileLog.read`.
 
         Raises:
             LogCorruptError, UnknownEventError: what stands there cannot be given out.

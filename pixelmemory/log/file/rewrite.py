@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from pixelmemory.errors import LogCorruptError
 from pixelmemory.faults import fault_point
@@ -31,23 +30,13 @@ from pixelmemory.log.file.switch import LOG, NEW_LOG, remove_log
 from pixelmemory.log.file.walk import SegmentFile
 from pixelmemory.memory.events import Event
 
-__all__ = ["NewLog", "RewriteReport", "Rewriting"]
+__all__ = ["NewLog", "Rewriting"]
 
 _logger = logging.getLogger("pixelmemory.log")
 
 #: the writer thread is asked for the rest when it is no more than this, or after so many rounds
 REST_BYTES_MAX = 1 << 20
 ROUNDS_MAX = 8
-
-
-class RewriteReport(NamedTuple):
-    """What a rewrite of the log did."""
-
-    events_changed: int
-    #: of the log on disk, seals and closing marks aside
-    bytes_before: int
-    bytes_after: int
-    seconds: float
 
 
 class NewLog:

@@ -71,7 +71,7 @@ class Tail:
             self.byte_count = 0
 
     def read(self, from_lsn: int, events_max: int, bytes_max: int) -> list[StoredEvent] | None:
-        """As :meth:`pixelmemory.log.file.file_log.Log.read`; None if ``from_lsn`` is not here."""
+        """As :meth:`pixelmemory.log.file.file_log.FileLog.read`; None if ``from_lsn`` is not here."""
         taken: list[_TailFrame] = []
         events_left, bytes_left = events_max, bytes_max
         with self._lock:
