@@ -70,6 +70,36 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(PIXELTABLE_HOME, ignore_errors=True)
 
 
+# -- how many of how many
+
+_COLLECTED = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count before ``-k`` and ``-m`` take any away; in a process that another one told to, tell that one."""
+    config.stash[_COLLECTED] = len(items)
+    if (output := getattr(config, "workeroutput", None)) is not None:
+        output["collected"] = len(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended."""
+    if (count := getattr(node, "workeroutput", {}).get("collected")) is not None:
+        node.config.stash[_COLLECTED] = count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many of how many tests were run: a green run of few tests is no green run."""
+    stats = terminalreporter.stats
+    failed = {report.nodeid for kind in ("failed", "error") for report in stats.get(kind, ())}
+    ran = failed | {report.nodeid for kind in ("passed", "xfailed", "xpassed") for report in stats.get(kind, ())}
+    of = config.stash.get(_COLLECTED, len(ran))
+    skipped = len(stats.get("skipped", ()))
+    terminalreporter.write_line(f"ran {len(ran):,} of {of:,} tests, {len(failed)} failed, {skipped} skipped")
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     backend: str = request.param

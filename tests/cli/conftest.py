@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_tools import Program, make_log, sample
 
 from pixelmemory.memory.events import Event
+from tests.harness.cli_tools import Program, make_log, sample
 
 EVENTS = 60
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cli_tools import Program, append, flip, frames, make_log, open_log, segments
 
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
+from tests.harness.cli_tools import Program, append, flip, frames, make_log, open_log, segments
 
 
 def lsns(out: str) -> list[int]:

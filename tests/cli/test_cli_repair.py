@@ -11,14 +11,25 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cli_tools import Program, append, contents, flip, frames, logged, make_log, open_log, sample, segments
-from mishaps import MISHAPS, delete, later_manifest, later_version
 
 from pixelmemory.doctor.repair import apply_repair
 from pixelmemory.doctor.repair_plan import plan_repair
 from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.store.lock import StoreLock
+from tests.harness.cli_tools import (
+    Program,
+    append,
+    contents,
+    flip,
+    frames,
+    logged,
+    make_log,
+    open_log,
+    sample,
+    segments,
+)
+from tests.harness.mishaps import MISHAPS, delete, later_manifest, later_version
 
 
 def is_lost(event: Event) -> bool:

@@ -16,14 +16,14 @@ import msgspec
 import pixeltable as pxt
 import psycopg
 import pytest
-from cli_tools import Program, flip, frames, segments
-from engine_tools import tables_path, with_pixeltable
 
 from pixelmemory import Layout, Memory
 from pixelmemory.store.manifest import Manifest
+from tests.harness.cli_tools import Program, flip, frames, segments
+from tests.harness.engine_tools import tables_path, with_pixeltable
 
 if TYPE_CHECKING:
-    from conftest import OpenMemory
+    from tests.conftest import OpenMemory
 
 PAGE = Path(__file__).parent.parent.parent / "docs/command-line.md"
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cli_tools import (
+
+from pixelmemory import LogCorruptError, Options
+from pixelmemory.log.file.file_log import FileLog
+from pixelmemory.log.file.frame import FrameKind, build_frame, encode_records
+from pixelmemory.memory.events import Event, MemoryAdded
+from pixelmemory.store.manifest import Manifest
+from tests.harness.cli_tools import (
     SEGMENT_BYTES,
     STORE_ID,
     Program,
@@ -24,13 +30,7 @@ from cli_tools import (
     sample,
     segments,
 )
-from mishaps import MISHAPS, later_manifest, later_version
-
-from pixelmemory import LogCorruptError, Options
-from pixelmemory.log.file.file_log import FileLog
-from pixelmemory.log.file.frame import FrameKind, build_frame, encode_records
-from pixelmemory.memory.events import Event, MemoryAdded
-from pixelmemory.store.manifest import Manifest
+from tests.harness.mishaps import MISHAPS, later_manifest, later_version
 
 
 def verify(program: Program, store: Path) -> tuple[int, dict[str, object]]:

@@ -15,8 +15,8 @@ from pixelmemory.projection.pixeltable.host import PixeltableHost
 from pixelmemory.projection.pixeltable.startup import start_pixeltable
 from pixelmemory.projection.sql.physical import namespace_key
 
-pytest.register_assert_rewrite("host_contract")
-from host_contract import HostContract  # noqa: E402
+pytest.register_assert_rewrite("tests.contract.host_contract")
+from tests.contract.host_contract import HostContract  # noqa: E402
 
 
 class TestSql(HostContract):

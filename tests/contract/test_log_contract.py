@@ -8,15 +8,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from engine_tools import open_memory, vector
-from memory_log import MemoryLog
 
 from pixelmemory import Options, StoreError
 from pixelmemory.log.contract import Append, EventLog, LogCapability
 from pixelmemory.log.file.file_log import FileLog
+from tests.contract.memory_log import MemoryLog
+from tests.harness.engine_tools import open_memory, vector
 
-pytest.register_assert_rewrite("log_contract")
-from log_contract import LogContract  # noqa: E402
+pytest.register_assert_rewrite("tests.contract.log_contract")
+from tests.contract.log_contract import LogContract  # noqa: E402
 
 
 class TestFileLog(LogContract):

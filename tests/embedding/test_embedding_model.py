@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_models import DIMENSIONS, POISON_ID, change_weight, save_bert, save_static, set_prompts
 
 from pixelmemory.embedding import Embedder, open_embedder, parse_embedding_config
 from pixelmemory.embedding.model import SentenceTransformerEmbedder, _FairLock
 from pixelmemory.errors import InvalidArgumentError, UnembeddableTextError
+from tests.harness.tiny_models import DIMENSIONS, POISON_ID, change_weight, save_bert, save_static, set_prompts
 
 TEXTS = ["the cat sat", "a dog ran far", "on the mat", "cat"]
 E5_VARIABLE = "PIXELMEMORY_TEST_E5"

@@ -16,10 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tiny_models import change_weight, save_bert
 
 from pixelmemory.embedding import open_embedder, parse_embedding_config
 from pixelmemory.errors import ModelLoadError
+from tests.harness.tiny_models import change_weight, save_bert
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import save_bert, save_static
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from pixelmemory.embedding import open_embedder, parse_embedding_config
 from pixelmemory.embedding.model import SentenceTransformerEmbedder
 from pixelmemory.embedding.window import Window, tokens_bound, window_of
+from tests.harness.tiny_models import save_bert, save_static
 
 #: tokens that the tiny BERT reads, with the two that mark a text's ends
 TOKENS_MAX = 64

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fault_report import LONG_FORM, FaultReport
+
+from tests.harness.fault_report import LONG_FORM, FaultReport
 
 _REPORT = pytest.StashKey[FaultReport]()
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from database_tools import wait_until
-from engine_tools import answer_of, open_memory, pixeltable_home, run_script, start_script, vector
-from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import ProjectionUnavailableError
 from pixelmemory.projection.pixeltable.startup import connection_string
 from pixelmemory.projection.sql.session import ReadConnections, shared
+from tests.harness.database_tools import wait_until
+from tests.harness.engine_tools import answer_of, open_memory, pixeltable_home, run_script, start_script, vector
+from tests.harness.fault_report import LONG_FORM, FaultReport
 
 #: stores in one process, and processes on one Pixeltable; each of either costs its time
 STORES, PROCESSES = (100, 20) if LONG_FORM else (20, 2)
@@ -153,7 +153,7 @@ EXHAUSTED = """
     import json, os, sys, threading, time
     from pathlib import Path
     import psycopg
-    from engine_tools import open_memory, stop_server, vector
+    from tests.harness.engine_tools import open_memory, stop_server, vector
     from pixelmemory import ProjectionUnavailableError
 
     home, name = sys.argv[1:]
@@ -233,7 +233,7 @@ def test_exhaustion_is_an_error_that_says_what_to_do_and_heals(
 
 ONE_OF_MANY = """
     import json, sys
-    from engine_tools import open_memory, vector
+    from tests.harness.engine_tools import open_memory, vector
     home, name = sys.argv[1:]
     with open_memory(home, name) as memory:
         memory.add_entries([{"content": str(n), "embedding": vector(n)} for n in range(100)])

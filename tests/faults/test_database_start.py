@@ -17,7 +17,12 @@ import psutil
 import psycopg
 import pytest
 import sqlalchemy as sql
-from database_tools import (
+
+from pixelmemory import ProjectionUnavailableError, StoreError
+from pixelmemory.projection.pixeltable import server as server_module
+from pixelmemory.projection.pixeltable.start_lock import locked_start
+from pixelmemory.projection.pixeltable.startup import _prepare_home
+from tests.harness.database_tools import (
     NOBODY,
     ask,
     can_run_programs,
@@ -31,13 +36,8 @@ from database_tools import (
     stop_all,
     wait_until,
 )
-from engine_tools import answer_of, pixeltable_home, run_script, script_environment, start_script
-from fault_report import LONG_FORM, FaultReport, timed_rounds
-
-from pixelmemory import ProjectionUnavailableError, StoreError
-from pixelmemory.projection.pixeltable import server as server_module
-from pixelmemory.projection.pixeltable.start_lock import locked_start
-from pixelmemory.projection.pixeltable.startup import _prepare_home
+from tests.harness.engine_tools import answer_of, pixeltable_home, run_script, script_environment, start_script
+from tests.harness.fault_report import LONG_FORM, FaultReport, timed_rounds
 
 is_root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not is_root, reason="changes users, as root can")
@@ -46,7 +46,7 @@ needs_root = pytest.mark.skipif(not is_root, reason="changes users, as root can"
 START = """
     import json, os, sys
     from pathlib import Path
-    from database_tools import as_user, ask, pid_in, server_in
+    from tests.harness.database_tools import as_user, ask, pid_in, server_in
     from pixelmemory import PixelmemoryError
 
     def start(home, timeout_seconds=30.0):
@@ -375,7 +375,7 @@ MIXED = """
         pxt.create_dir("plain")
         seen = 1
     else:
-        from engine_tools import open_memory, vector
+        from tests.harness.engine_tools import open_memory, vector
         with open_memory(os.environ["PIXELTABLE_HOME"] + "-stores", name) as memory:
             memory.add_entry("x", embedding=vector(1))
             seen = memory.count()
@@ -727,7 +727,7 @@ def test_a_closed_home_of_root_stays_closed(template: Path, fault_report: FaultR
 
 FULL_DISK = """
     import subprocess
-    from database_tools import stop_all
+    from tests.harness.database_tools import stop_all
     home = Path(sys.argv[1])
     answers = {}
     for mebibytes in map(int, sys.argv[2:]):

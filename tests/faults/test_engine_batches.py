@@ -8,12 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from engine_oracle import check_store, dead_letters_of
-from engine_tools import open_memory, vector
-from fault_report import FaultReport
 
 from pixelmemory import Layout, Memory
 from pixelmemory.faults import set_fault_hook
+from tests.harness.engine_oracle import check_store, dead_letters_of
+from tests.harness.engine_tools import open_memory, vector
+from tests.harness.fault_report import FaultReport
 
 VARIANTS = pytest.mark.parametrize(
     "options",

@@ -17,12 +17,12 @@ from unittest import mock
 import anyio
 import anyio.lowlevel
 import pytest
-from engine_oracle import ADDED, DELETED, UPDATED, check_store, events_of
-from engine_tools import async_memory, vector
-from fault_report import FaultReport, Verdict, timed_rounds
 
 from pixelmemory import AsyncMemory, MemoryExistsError
 from pixelmemory.log.file.files import Files
+from tests.harness.engine_oracle import ADDED, DELETED, UPDATED, check_store, events_of
+from tests.harness.engine_tools import async_memory, vector
+from tests.harness.fault_report import FaultReport, Verdict, timed_rounds
 
 TASKS = 40
 #: tests of the row cancel_storm, each event loop's counted

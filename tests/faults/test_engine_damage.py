@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_tools import open_memory, tables_path, vector, with_pixeltable
 
 from pixelmemory import Memory, ProjectionUnavailableError
+from tests.harness.engine_tools import open_memory, tables_path, vector, with_pixeltable
 
 SECONDS_MAX = 60.0
 

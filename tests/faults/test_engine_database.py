@@ -6,16 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
-from engine_oracle import check_store
-from engine_poison import refuse_with
-from engine_tools import answer_of, open_memory, pixeltable_home, run_script, vector
-from fault_report import FaultReport, Verdict, timed_rounds
+
+from tests.harness.engine_oracle import check_store
+from tests.harness.engine_poison import refuse_with
+from tests.harness.engine_tools import answer_of, open_memory, pixeltable_home, run_script, vector
+from tests.harness.fault_report import FaultReport, Verdict, timed_rounds
 
 SCRIPT = """
     import json, os, signal, sys, threading, time
     from pathlib import Path
-    from engine_oracle import check_store
-    from engine_tools import open_memory, vector
+    from tests.harness.engine_oracle import check_store
+    from tests.harness.engine_tools import open_memory, vector
     from pixelmemory import ProjectionUnavailableError
     from pixelmemory.faults import set_fault_hook
 
@@ -147,7 +148,7 @@ CLAIM_SCRIPT = """
     import hashlib, json, os, signal, sys
     from pathlib import Path
     import psycopg
-    from engine_tools import open_memory, tables_path, vector, with_pixeltable
+    from tests.harness.engine_tools import open_memory, tables_path, vector, with_pixeltable
     from pixelmemory.projection.sql.session import connection_string
 
     home, name = sys.argv[1:]
@@ -179,7 +180,7 @@ SUSPENDED_SCRIPT = """
     import json, os, signal, sys, threading
     from pathlib import Path
     import psutil
-    from engine_tools import open_memory, vector
+    from tests.harness.engine_tools import open_memory, vector
     from pixelmemory import ProjectionUnavailableError
 
     home, name = sys.argv[1:]

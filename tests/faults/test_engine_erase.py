@@ -16,12 +16,6 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 import pytest
-from engine_lives import Life, Lives, canary_ids, lives
-from engine_oracle import check_store, events_of
-from engine_poison import forbid_poison, let_poison_in
-from engine_tools import async_memory, tables_of, vector
-from engine_tools import open_memory as open_given
-from fault_report import LONG_FORM, FaultReport
 
 from pixelmemory import InvalidArgumentError, InvalidTypeError, Layout, ProjectionError, StoreClosedError
 from pixelmemory.cli import main
@@ -30,11 +24,16 @@ from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.projection.pixeltable.startup import connection_string
 from pixelmemory.store.manifest import Manifest
+from tests.harness.engine_lives import Life, Lives, canary_ids, lives
+from tests.harness.engine_oracle import check_store, events_of
+from tests.harness.engine_poison import forbid_poison, let_poison_in
+from tests.harness.engine_tools import async_memory, tables_of, vector
+from tests.harness.engine_tools import open_memory as open_given
+from tests.harness.fault_report import LONG_FORM, FaultReport
 
 if TYPE_CHECKING:
-    from conftest import OpenMemory
-
     from pixelmemory import Memory
+    from tests.conftest import OpenMemory
 
 GIVEN = {"dimensions": 4}
 SMALL: dict[str, Any] = {"batch_events_max": 5, "linger_seconds": 0.0, "segment_bytes_max": 16_384}

@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
-from database_tools import wait_until
-from engine_tools import answer_of, open_memory, run_script, script_environment, start_script
-from fault_report import LONG_FORM, FaultReport, Verdict, timed_rounds
+
+from tests.harness.database_tools import wait_until
+from tests.harness.engine_tools import answer_of, open_memory, run_script, script_environment, start_script
+from tests.harness.fault_report import LONG_FORM, FaultReport, Verdict, timed_rounds
 
 # ------------------------------------------------------------------------------------------- forks of our own making
 
@@ -29,7 +30,7 @@ FORKS = """
     import gc, json, multiprocessing, os, random, signal, sys, threading, time, warnings
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks where threads run
     import psycopg
-    from engine_tools import GIVEN, open_memory, options_at, vector
+    from tests.harness.engine_tools import GIVEN, open_memory, options_at, vector
     from pixelmemory import Memory, StoreForkedError, StoreLockedError
 
     home, name, state, way, rounds = *sys.argv[1:5], int(sys.argv[5])
@@ -182,7 +183,7 @@ def test_children_are_refused_and_the_parent_is_not_disturbed(
 ORPHAN = """
     import os, subprocess, sys, time, warnings
     warnings.simplefilter("ignore", DeprecationWarning)
-    from engine_tools import open_memory, vector
+    from tests.harness.engine_tools import open_memory, vector
     home, name, kind = sys.argv[1:]
     memory = open_memory(home, name)
     memory.add_entry("acknowledged", embedding=vector(1))
@@ -222,7 +223,7 @@ def test_a_child_that_outlives_a_killed_parent_keeps_nothing(
 IDS = """
     import json, multiprocessing, os, sys, time
     import pixelmemory, pixelmemory.memory.values
-    from engine_tools import open_memory, vector
+    from tests.harness.engine_tools import open_memory, vector
     home, name = sys.argv[1:]
 
     def work(store, answers):
@@ -262,7 +263,7 @@ def test_children_of_a_parent_that_only_imported_work(
 APP = """
     import json, os
     import pixelmemory
-    from engine_tools import open_memory, vector
+    from tests.harness.engine_tools import open_memory, vector
 
     HOME, NAME, WARM = (os.environ[name] for name in ("APP_HOME", "APP_NAME", "APP_WARM"))
     if WARM == "warm":  # in the master: gunicorn --preload, or the import of Celery's application

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import psycopg
-from engine_tools import indexes_of, open_memory, tables_of, vector
 
 from pixelmemory import Memory
 from pixelmemory.projection.pixeltable.startup import connection_string
+from tests.harness.engine_tools import indexes_of, open_memory, tables_of, vector
 
 
 def _graph(memory: Memory) -> tuple[str, str]:

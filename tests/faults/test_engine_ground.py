@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine_oracle import check_store, events_of, fold_events
-from engine_tools import open_memory, vector
-from fault_report import FaultReport, Verdict, timed_rounds
-from ground_tools import MOVED, MOVES, contents, make_store, put_back
 
 from pixelmemory import LogWriteError, Memory, StoreError
+from tests.harness.engine_oracle import check_store, events_of, fold_events
+from tests.harness.engine_tools import open_memory, vector
+from tests.harness.fault_report import FaultReport, Verdict, timed_rounds
+from tests.harness.ground_tools import MOVED, MOVES, contents, make_store, put_back
 
 WAIT_SECONDS = 30.0
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine_oracle import check_store
-from engine_tools import answer_of, run_script
-from fault_report import LONG_FORM, FaultReport, Verdict, timed_rounds
+from tests.harness.engine_oracle import check_store
+from tests.harness.engine_tools import answer_of, run_script
+from tests.harness.fault_report import LONG_FORM, FaultReport, Verdict, timed_rounds
 
 #: of one process
 INTERRUPTS = 40
 
 STORM = """
     import json, sys
-    from interrupted_lives import storm
+    from tests.harness.interrupted_lives import storm
     home, name, seed, interrupts = sys.argv[1:]
     print(json.dumps(storm(home, name, int(seed), int(interrupts))))
 """
 
 STEPS = """
     import json, sys
-    from interrupted_lives import every_step
+    from tests.harness.interrupted_lives import every_step
     home, name, stride = sys.argv[1:]
     print(json.dumps(every_step(home, name, int(stride))))
 """
 
 OBSTACLES = """
     import json, sys
-    from interrupted_lives import obstacles
+    from tests.harness.interrupted_lives import obstacles
     print(json.dumps(obstacles(*sys.argv[1:])))
 """
 

@@ -10,9 +10,6 @@ from unittest import mock
 
 import anyio
 import pytest
-from engine_oracle import check_store, events_of
-from engine_tools import async_memory, open_memory, vector
-from fault_report import FaultReport, Verdict
 
 from pixelmemory import (
     AsyncMemory,
@@ -24,6 +21,9 @@ from pixelmemory import (
     UnknownOutcomeError,
 )
 from pixelmemory.log.file.files import Files
+from tests.harness.engine_oracle import check_store, events_of
+from tests.harness.engine_tools import async_memory, open_memory, vector
+from tests.harness.fault_report import FaultReport, Verdict
 
 
 class _FailingFiles(Files):

@@ -16,14 +16,14 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.from_thread import start_blocking_portal
-from engine_oracle import check_store
-from engine_tools import async_memory, vector
-from fault_report import LONG_FORM, FaultReport, timed_rounds
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from pixelmemory import AsyncMemory, Layout, MemoryExistsError
+from tests.harness.engine_oracle import check_store
+from tests.harness.engine_tools import async_memory, vector
+from tests.harness.fault_report import LONG_FORM, FaultReport, timed_rounds
 
 T = TypeVar("T")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-CONTRACT = "store/test_contract.py::test_"
-REBUILD = "store/test_rebuild.py::test_"
-SEARCH = "store/test_search_model.py::test_"
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+CONTRACT = "contract/test_faces.py::test_"
+REBUILD = "projection/test_rebuild.py::test_"
+SEARCH = "projection/test_search_model.py::test_"
 VECTORS = "store/test_schema_and_embedding.py::test_"
-OWNERS = "lifecycle/test_owners.py::test_"
-PROCESSES = "lifecycle/test_processes.py::test_"
+OWNERS = "store/test_owners.py::test_"
+PROCESSES = "engine/test_processes.py::test_"
 CACHE = "embedding/test_vector_cache.py::test_"
 CRASH = "faults/test_engine_projection_crash.py::test_a_kill_at_each_point"
 CANCELLED = "faults/test_engine_cancellation.py::test_"

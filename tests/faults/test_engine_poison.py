@@ -6,14 +6,14 @@ import time
 import uuid
 from pathlib import Path
 
-import engine_udfs
 import pytest
-from engine_oracle import check_store, dead_letters_of, events_of, rows_of
-from engine_poison import forbid_poison, let_poison_in
-from engine_tools import async_memory, open_memory, options_at, tables_path, vector, with_pixeltable
-from fault_report import FaultReport
 
 from pixelmemory import Memory
+from tests.harness import engine_udfs
+from tests.harness.engine_oracle import check_store, dead_letters_of, events_of, rows_of
+from tests.harness.engine_poison import forbid_poison, let_poison_in
+from tests.harness.engine_tools import async_memory, open_memory, options_at, tables_path, vector, with_pixeltable
+from tests.harness.fault_report import FaultReport
 
 VARIANTS = pytest.mark.parametrize(
     "options", [{}, {"direct_sql": False}, {"layout": "shared"}], ids=["default", "public API", "shared layout"]

@@ -11,14 +11,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from engine_lives import Life, Lives, acknowledged_in, lives
-from engine_oracle import check_store, events_of
-from engine_poison import let_poison_in
-from engine_tools import open_memory
-from fault_report import FaultReport, Verdict, timed_rounds
 from pixeltable.exceptions import NotFoundError
 
 from pixelmemory.faults import PROJECTION_FAULT_POINTS
+from tests.harness.engine_lives import Life, Lives, acknowledged_in, lives
+from tests.harness.engine_oracle import check_store, events_of
+from tests.harness.engine_poison import let_poison_in
+from tests.harness.engine_tools import open_memory
+from tests.harness.fault_report import FaultReport, Verdict, timed_rounds
 
 #: batches of a few events, so that there are many
 SMALL: dict[str, Any] = {"batch_events_max": 5, "linger_seconds": 0.0, "segment_bytes_max": 16_384}

@@ -9,12 +9,12 @@ from typing import Any
 
 import anyio
 import pytest
-from engine_oracle import check_store
-from engine_tools import async_memory, vector
-from fault_report import FaultReport
 
 from pixelmemory import ProjectionUnavailableError
 from pixelmemory.faults import set_fault_hook
+from tests.harness.engine_oracle import check_store
+from tests.harness.engine_tools import async_memory, vector
+from tests.harness.fault_report import FaultReport
 
 
 class _Bug(BaseException):

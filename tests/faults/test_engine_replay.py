@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_oracle import check_store
-from engine_poison import forbid_poison, let_poison_in
-from engine_tools import open_memory, run_script, vector
+
+from tests.harness.engine_oracle import check_store
+from tests.harness.engine_poison import forbid_poison, let_poison_in
+from tests.harness.engine_tools import open_memory, run_script, vector
 
 #: the rows of a batch are in the table, its checkpoint is not; meanwhile one of its memories is deleted
 LIFE = """
 import os, sys, threading
-from engine_tools import open_memory, vector
+from tests.harness.engine_tools import open_memory, vector
 from pixelmemory.faults import set_fault_hook
 
 home, name, direct_sql, point, contents = sys.argv[1:]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 ERASE = "faults/test_engine_erase.py::test_"
-PURGE = "store/test_purge.py::test_"
+PURGE = "projection/test_purge.py::test_"
 
 LEFT = (f"{PURGE}nothing_of_erased_memories_is_left[a table each]",)
 VECTORS = (f"{ERASE}vectors_leave_the_cache_and_the_quarantine_is_emptied",)

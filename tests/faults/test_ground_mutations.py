@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-PATHS, MOVED, PROBLEM = ("lifecycle/test_paths.py",), ("log/test_folder_moved.py",), ("log/test_log_problem.py",)
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+PATHS, MOVED, PROBLEM = ("store/test_paths.py",), ("store/test_folder_moved.py",), ("log/test_log_problem.py",)
 MOVES = ("faults/test_log_moved_folder.py",)
 ENGINE = ("faults/test_engine_ground.py",)
 HEALTH = ("faults/test_engine_log_failures.py::test_a_full_disk_refuses_writes_until_there_is_room",)

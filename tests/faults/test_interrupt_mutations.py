@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 STORM = "faults/test_engine_interrupts.py::test_keys_at_any_moment"
 OBSTACLES = "faults/test_engine_interrupts.py::test_a_key_ends_a_call_that_would_not_end"
@@ -25,7 +26,7 @@ MUTATIONS = (
         "loop_thread",
         "            call.cancelled = True\n            try:\n",
         "            try:\n",
-        ("lifecycle/test_processes.py::test_ctrl_c_cancels_a_call_that_waits",),
+        ("engine/test_processes.py::test_ctrl_c_cancels_a_call_that_waits",),
     ),
     Mutation(
         "a close waits for the drain in spite of an interrupt",
@@ -53,14 +54,14 @@ MUTATIONS = (
         "interrupts",
         "        except KeyboardInterrupt:\n            was_pressed = True\n",
         "        except KeyboardInterrupt:\n            break\n",
-        ("lifecycle/test_processes.py::test_ctrl_c_in_a_finalizer_comes_again",),
+        ("engine/test_processes.py::test_ctrl_c_in_a_finalizer_comes_again",),
     ),
     Mutation(
         "a finalizer swallows an interrupt",
         "interrupts",
         "    if was_pressed:\n        start_new_thread(_press_again, ())\n",
         "",
-        ("lifecycle/test_processes.py::test_ctrl_c_in_a_finalizer_comes_again",),
+        ("engine/test_processes.py::test_ctrl_c_in_a_finalizer_comes_again",),
     ),
 )
 

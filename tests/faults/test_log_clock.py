@@ -9,11 +9,11 @@ import threading
 import time
 
 import pytest
-from fault_report import FaultReport, timed_rounds
-from log_harness import STORE, Book, Store, disk_log, judge, make_events, read_all, recovered
-from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.options import Options
+from tests.harness.fault_report import FaultReport, timed_rounds
+from tests.harness.log_harness import STORE, Book, Store, disk_log, judge, make_events, read_all, recovered
+from tests.harness.simulated_disk import DiskFiles, SimulatedDisk
 
 DAY_NS = 86_400 * 10**9
 THREADS, APPENDS_PER_THREAD, EVENTS_PER_APPEND = 4, 100, 30

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fault_report import LONG_FORM, FaultReport, Verdict
-from independent_reader import CLOSE, DiskLog, read_log
-from log_harness import STORE, Book, Recovered, Store, disk_log, read_all, recovered
-from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogCorruptError, LogError, ManifestError
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import Options, SyncMode
+from tests.harness.fault_report import LONG_FORM, FaultReport, Verdict
+from tests.harness.independent_reader import CLOSE, DiskLog, read_log
+from tests.harness.log_harness import STORE, Book, Recovered, Store, disk_log, read_all, recovered
+from tests.harness.simulated_disk import DiskFiles, SimulatedDisk
 
 LOG = STORE / "log"
 STORE_ID = uuid.UUID(int=7)

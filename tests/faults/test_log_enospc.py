@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_report import LONG_FORM, FaultReport
-from log_harness import Book
-from writer_process import HERE, judge_folder
+
+from tests.harness.fault_report import LONG_FORM, FaultReport
+from tests.harness.log_harness import Book
+from tests.harness.writer_process import HERE, judge_folder
 
 TIMEOUT_SECONDS = 120.0
 
@@ -33,7 +34,7 @@ def _why_no_tmpfs() -> str | None:
 
 
 def _run(wrapper: list[str], kind: str, folder: Path, copy: Path, reopen: bool, report: FaultReport) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE)))}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
     script = [
         sys.executable,
         str(HERE / "full_disk_writer.py"),

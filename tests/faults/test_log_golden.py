@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_report import FaultReport, Verdict
-from independent_reader import CLOSE, read_folder
+
+from tests.harness.fault_report import FaultReport, Verdict
+from tests.harness.independent_reader import CLOSE, read_folder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 STORES = sorted(path.parent for path in GOLDEN.glob("*/*/MANIFEST"))

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fault_report import LONG_FORM, FaultReport
-from faulty_files import Fault, FaultyFiles
-from independent_reader import read_log
-from log_harness import STORE, Book, Store, judge, read_all, recovered
-from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, LogWriteError, ManifestError, UnknownOutcomeError
 from pixelmemory.log.file import recovery as renewal
 from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options, SyncMode
+from tests.harness.fault_report import LONG_FORM, FaultReport
+from tests.harness.faulty_files import Fault, FaultyFiles
+from tests.harness.independent_reader import read_log
+from tests.harness.log_harness import STORE, Book, Store, judge, read_all, recovered
+from tests.harness.simulated_disk import DiskFiles, SimulatedDisk
 
 #: events of each append; they fill several segments of 4 KiB
 APPENDS = (1, 3, 1, 2, 8, 1, 1, 4, 2, 1, 12, 1, 2, 3)

@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_report import LONG_FORM, FaultReport, timed_rounds
-from independent_reader import read_folder
-from log_harness import Book, Store, read_all, recovered
-from writer_process import WriterProcess, judge_folder
 
 from pixelmemory.faults import LOG_FAULT_POINTS
 from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
 from pixelmemory.store.lock import StoreLock
+from tests.harness.fault_report import LONG_FORM, FaultReport, timed_rounds
+from tests.harness.independent_reader import read_folder
+from tests.harness.log_harness import Book, Store, read_all, recovered
+from tests.harness.writer_process import WriterProcess, judge_folder
 
 KILLS_PER_STORE = 5
 

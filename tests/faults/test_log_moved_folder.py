@@ -15,15 +15,24 @@ import threading
 from pathlib import Path
 
 import pytest
-from engine_tools import script_environment
-from fault_report import FaultReport, rounds, timed_rounds
-from ground_tools import MOVED, MOVES, append_until_refused, check_reads, contents, held_store, make_store, put_back
-from independent_reader import read_folder
-from log_harness import Book, Store, judge, recovered
 
 from pixelmemory.errors import LogWriteError
+from tests.harness.engine_tools import script_environment
+from tests.harness.fault_report import FaultReport, rounds, timed_rounds
+from tests.harness.ground_tools import (
+    MOVED,
+    MOVES,
+    append_until_refused,
+    check_reads,
+    contents,
+    held_store,
+    make_store,
+    put_back,
+)
+from tests.harness.independent_reader import read_folder
+from tests.harness.log_harness import Book, Store, judge, recovered
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent / "harness"
 TIMEOUT_SECONDS = 200.0
 
 

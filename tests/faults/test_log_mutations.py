@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 POWER, IO, DAMAGE, KILL, OWNERS, CLOCK = (
     (f"faults/test_log_{name}.py",) for name in ("powerloss", "io_faults", "damage", "kill9", "owners", "clock")

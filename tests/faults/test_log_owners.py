@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_report import FaultReport, timed_rounds
-from log_harness import Book
-from writer_process import HERE, WriterProcess, judge_folder
 
 from pixelmemory.errors import StoreLockedError
 from pixelmemory.store.lock import StoreLock
+from tests.harness.fault_report import FaultReport, timed_rounds
+from tests.harness.log_harness import Book
+from tests.harness.writer_process import HERE, WriterProcess, judge_folder
 
 OPENERS = 4
 
@@ -50,8 +50,8 @@ def test_two_openers_of_many_that_race_one_owns_the_store(fault_report: FaultRep
 _FORKING = """
 import os, signal, sys
 from pathlib import Path
-from log_harness import Book, Store, make_events
-from log_writer import say
+from tests.harness.log_harness import Book, Store, make_events
+from tests.harness.log_writer import say
 from pixelmemory.errors import StoreForkedError, StoreLockedError
 from pixelmemory.log.file.files import Files
 from pixelmemory.store.lock import StoreLock
@@ -93,7 +93,7 @@ def test_two_openers_after_a_fork(fault_report: FaultReport, tmp_path: Path) -> 
     """The child can neither write nor read, nor does it hold the lock when its parent is gone."""
     folder = tmp_path / "store"
     folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE)))}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORKING, str(folder)],
         stdout=subprocess.PIPE,

@@ -6,15 +6,15 @@ import errno
 import random
 
 import pytest
-from fault_report import LONG_FORM, FaultReport, timed_rounds
-from faulty_files import Fault, FaultyFiles
-from log_harness import STORE, Book, Store, disk_log, judge, read_all, recovered
-from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, ManifestError
 from pixelmemory.log.file import recovery as renewal
 from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options, SyncMode
+from tests.harness.fault_report import LONG_FORM, FaultReport, timed_rounds
+from tests.harness.faulty_files import Fault, FaultyFiles
+from tests.harness.log_harness import STORE, Book, Store, disk_log, judge, read_all, recovered
+from tests.harness.simulated_disk import DiskFiles, SimulatedDisk
 
 
 class _Life:

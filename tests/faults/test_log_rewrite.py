@@ -16,12 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_report import LONG_FORM, FaultReport, rounds
-from faulty_files import Fault, FaultyFiles
-from independent_reader import DiskLog, read_folder, read_log
-from log_harness import STORE
-from rewrite_tools import CANARY, STORE_ID, Ledger, Life, erase, folders_of
-from simulated_disk import DiskFiles, SimulatedDisk
 
 from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, UnknownOutcomeError
 from pixelmemory.faults import LOG_FAULT_POINTS, set_fault_hook
@@ -29,8 +23,14 @@ from pixelmemory.log.file import recovery as renewal
 from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
 from pixelmemory.store.manifest import Manifest
+from tests.harness.fault_report import LONG_FORM, FaultReport, rounds
+from tests.harness.faulty_files import Fault, FaultyFiles
+from tests.harness.independent_reader import DiskLog, read_folder, read_log
+from tests.harness.log_harness import STORE
+from tests.harness.rewrite_tools import CANARY, STORE_ID, Ledger, Life, erase, folders_of
+from tests.harness.simulated_disk import DiskFiles, SimulatedDisk
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent / "harness"
 OPTIONS = Options(segment_bytes_max=4096, tail_bytes_max=0)
 POINTS = [point for point in LOG_FAULT_POINTS if point.startswith("rewrite.")]
 TIMEOUT_SECONDS = 60.0
@@ -271,7 +271,7 @@ class Rewriters:
     """The parent of the processes that rewrite."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent.parent), str(HERE)))}
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
         environment.pop("PIXELMEMORY_FAULT_POINT", None)
         command = [sys.executable, str(HERE / "rewrite_process.py")]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

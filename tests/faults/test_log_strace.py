@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fault_report import LONG_FORM, FaultReport
-from log_harness import Book, Store
-from writer_process import WriterProcess, judge_folder
 
 from pixelmemory.log.file.files import Files
 from pixelmemory.options import Options
+from tests.harness.fault_report import LONG_FORM, FaultReport
+from tests.harness.log_harness import Book, Store
+from tests.harness.writer_process import WriterProcess, judge_folder
 
 CALLS = "openat,close,pwrite64,ftruncate,fdatasync,fsync,rename,renameat,unlink"
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\((\d+)?.*?(?:= (-?\d+)(.*))?$")

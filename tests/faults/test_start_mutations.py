@@ -6,8 +6,9 @@ See ``mutation_gate``.
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 START = "faults/test_database_start.py::test_"
 FORKS = "faults/test_engine_forks.py::test_"

@@ -13,12 +13,20 @@ from pathlib import Path
 
 import anyio
 import pytest
-from database_tools import may_mount, suspended
-from engine_tools import answer_of, async_memory, open_memory, pixeltable_home, run_script, script_environment, vector
-from fault_report import LONG_FORM, FaultReport, Verdict
 
 from pixelmemory import ProjectionUnavailableError, WaitTimeoutError
 from pixelmemory.faults import set_fault_hook
+from tests.harness.database_tools import may_mount, suspended
+from tests.harness.engine_tools import (
+    answer_of,
+    async_memory,
+    open_memory,
+    pixeltable_home,
+    run_script,
+    script_environment,
+    vector,
+)
+from tests.harness.fault_report import LONG_FORM, FaultReport, Verdict
 
 #: against the minute or more of a wait that has no end; not a measurement
 SOON_SECONDS = 20.0
@@ -98,9 +106,9 @@ def test_a_store_opens_beside_a_rebuild_that_is_blocked(
 WITHOUT_DATABASE = """
     import json, os, sys, time
     from pathlib import Path
-    from database_tools import pid_in, postgres_in, wait_until
-    from engine_oracle import check_store
-    from engine_tools import open_memory, stop_server, vector
+    from tests.harness.database_tools import pid_in, postgres_in, wait_until
+    from tests.harness.engine_oracle import check_store
+    from tests.harness.engine_tools import open_memory, stop_server, vector
     from pixelmemory import PixelmemoryError, ProjectionUnavailableError
     from pixelmemory.faults import set_fault_hook
 
@@ -211,8 +219,8 @@ def test_a_database_that_is_gone(tmp_path: Path, store_name: str, fault_report: 
 KEYS = """
     import json, os, signal, sys, threading, time
     from pathlib import Path
-    from database_tools import pid_in, suspended
-    from engine_tools import open_memory, vector
+    from tests.harness.database_tools import pid_in, suspended
+    from tests.harness.engine_tools import open_memory, vector
     from pixelmemory.faults import set_fault_hook
 
     home, name = sys.argv[1:]
@@ -309,8 +317,8 @@ async def test_a_cancelled_read_ends_though_nothing_answers(tmp_path: Path, stor
 FULL = """
     import json, os, subprocess, sys, time
     from pathlib import Path
-    from database_tools import stop_all
-    from engine_tools import open_memory, vector
+    from tests.harness.database_tools import stop_all
+    from tests.harness.engine_tools import open_memory, vector
     from pixelmemory import PixelmemoryError, ProjectionUnavailableError, WaitTimeoutError
 
     home, name, disk = sys.argv[1], sys.argv[2], Path(os.environ["PIXELTABLE_HOME"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from fault_report import FaultReport
-from mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-SCALING = "test_scaling.py::test_"
-SCALE = "store/test_vector_scale.py::test_"
-PARSING = "filters/test_filter_parsing.py::test_"
+from tests.harness.fault_report import FaultReport
+from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
+
+SCALING = "projection/test_scaling.py::test_"
+SCALE = "projection/test_vector_scale.py::test_"
+PARSING = "memory/test_filter_parsing.py::test_"
 WINDOW = "embedding/test_text_window.py::test_"
-TRUNCATION = "store/test_truncation.py::test_"
+TRUNCATION = "projection/test_truncation.py::test_"
 
 HALF_SCORES = f"{SCALE}scores_are_cosines_at_every_magnitude[3072-sql]"
 SINGLE_SCORES = f"{SCALE}scores_are_cosines_at_every_magnitude[2000-sql]"
@@ -167,14 +168,14 @@ MUTATIONS = (
         "errors",
         "    error.__dict__.update(attributes)\n",
         "",
-        ("test_errors.py::test_every_error_is_copied_whole",),
+        ("engine/test_errors.py::test_every_error_is_copied_whole",),
     ),
     Mutation(
         "a table that is gone is told as a database that is down",
         "projection/sql/failures",
         "            return UnavailableCause.TABLE_GONE\n",
         "            return UnavailableCause.DATABASE_DOWN\n",
-        ("test_errors.py::test_what_an_error_of_the_database_says",),
+        ("engine/test_errors.py::test_what_an_error_of_the_database_says",),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Wrote the golden files of format version 1, once. They are never written again: a change of what they hold, or of how
 it is read, is a new format version with golden files of its own.
 
-    python tests/golden/write_v1.py FOLDER
+    python -m tests.golden.write_v1 FOLDER
 
 - ``closed/``: a store that was closed properly, of several segments.
 - ``killed/``: one as a kill left it, with reserved zeros behind its last batch.

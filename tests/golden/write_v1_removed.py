@@ -1,6 +1,6 @@
 """Wrote the golden files of the event type ``EventRemoved``, once, in format version 1. They are never written again.
 
-    python tests/golden/write_v1_removed.py FOLDER
+    python -m tests.golden.write_v1_removed FOLDER
 
 As ``write_v1.py``, whose events these are too: a log of several segments of which every third event was taken out by a
 rewrite, and to which more was written then.
@@ -14,14 +14,13 @@ import sys
 import threading
 from pathlib import Path
 
-from write_v1 import STORE_ID, calls, plain
-
 from pixelmemory import Options
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.store.manifest import Manifest
+from tests.golden.write_v1 import STORE_ID, calls, plain
 
 REASONS = ("erased", "compacted", "lost")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from log_tools import STORE_ID, added, looked_into, opened, plain, read_all
 
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EVENT_TYPES, Event, decode_event
 from pixelmemory.store.manifest import Manifest
+from tests.harness.log_tools import STORE_ID, added, looked_into, opened, plain, read_all
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 VERSIONS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.name.startswith("v") and folder.is_dir())

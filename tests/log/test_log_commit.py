@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from log_tools import (
+
+from pixelmemory import InvalidArgumentError, LimitExceededError, Options, StoreClosedError, WrongThreadError
+from pixelmemory.log.file.append import Append
+from pixelmemory.log.file.file_log import FileLog
+from pixelmemory.options import SyncMode
+from tests.harness.log_tools import (
     STORE_ID,
     WAIT_SECONDS,
     HeldFiles,
@@ -21,11 +26,6 @@ from log_tools import (
     read_all,
     sample_events,
 )
-
-from pixelmemory import InvalidArgumentError, LimitExceededError, Options, StoreClosedError, WrongThreadError
-from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import FileLog
-from pixelmemory.options import SyncMode
 
 
 def test_lsns_are_dense_from_one_and_reported_in_order(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plain, read_all, sample_events
 
 from pixelmemory import LogPoisonedError, LogWriteError, UnknownOutcomeError
 from pixelmemory.faults import LOG_FAULT_POINTS, set_fault_hook
@@ -20,6 +19,7 @@ from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.memory.events import Event
 from pixelmemory.options import SyncMode
 from pixelmemory.store.manifest import Manifest
+from tests.harness.log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plain, read_all, sample_events
 
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")
 EIO = OSError(errno.EIO, "Input/output error")

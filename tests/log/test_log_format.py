@@ -7,7 +7,6 @@ from zlib import crc32
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from log_tools import STORE_ID, added
 
 import pixelmemory.log.file
 from pixelmemory import LogCorruptError, UnknownEventError
@@ -34,6 +33,7 @@ from pixelmemory.log.file.segment import (
     segment_name,
 )
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
+from tests.harness.log_tools import STORE_ID, added
 
 PATH = Path("00000000000000000001.log")
 SALT = 0x0123456789ABCDEF

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from log_tools import WAIT_SECONDS, FailingFiles, added, opened, plain, read_all, segment_paths
 
 from pixelmemory import LogPoisonedError, LogWriteError, UnknownOutcomeError
 from pixelmemory.log.file import active_segment as appender
 from pixelmemory.log.file import group_commit as writer
 from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.options import SyncMode
+from tests.harness.log_tools import WAIT_SECONDS, FailingFiles, added, opened, plain, read_all, segment_paths
 
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")
 EIO = OSError(errno.EIO, "Input/output error")

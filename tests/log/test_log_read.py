@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 from pixelmemory import InvalidArgumentError, LogCorruptError
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event
+from tests.harness.log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 
 @pytest.fixture(scope="module")

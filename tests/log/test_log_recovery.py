@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 from pixelmemory import LogCorruptError, LogWriteError, UnknownEventError
 from pixelmemory.log.file.files import Files
@@ -20,6 +19,7 @@ from pixelmemory.log.file.segment import Place, Segment, pack_header, parse_head
 from pixelmemory.log.file.walk import BadFrameError, SegmentFile
 from pixelmemory.memory.events import Event, encode_event
 from pixelmemory.options import SyncMode
+from tests.harness.log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
 
 HEADER = 128
 

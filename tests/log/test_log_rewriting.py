@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from log_tools import (
-    STORE_ID,
-    WAIT_SECONDS,
-    FailingFiles,
-    OpenLog,
-    added,
-    looked_into,
-    opened,
-    plain,
-    read_all,
-    sample_events,
-)
 
 from pixelmemory.doctor.comparison import Fold
 from pixelmemory.doctor.export import event_fields, event_name
@@ -46,9 +33,19 @@ from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryUp
 from pixelmemory.options import SyncMode
 from pixelmemory.projection.changes import fold
 from pixelmemory.store.manifest import Manifest
-
-sys.path.append(str(Path(__file__).parent.parent / "faults"))
-from independent_reader import DiskEvent, read_folder
+from tests.harness.independent_reader import DiskEvent, read_folder
+from tests.harness.log_tools import (
+    STORE_ID,
+    WAIT_SECONDS,
+    FailingFiles,
+    OpenLog,
+    added,
+    looked_into,
+    opened,
+    plain,
+    read_all,
+    sample_events,
+)
 
 CANARY = "c4n4ry"
 REMOVED = EventRemoved("erased", 123)

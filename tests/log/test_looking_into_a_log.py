@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from log_tools import added, looked_into, opened, plain, read_all, sample_events, segment_paths
 
 from pixelmemory.options import SyncMode
+from tests.harness.log_tools import added, looked_into, opened, plain, read_all, sample_events, segment_paths
 
 
 @pytest.fixture

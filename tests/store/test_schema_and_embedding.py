@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import importlib.util
 import uuid
 from collections import OrderedDict
 from pathlib import Path
@@ -14,7 +13,6 @@ import msgspec
 import numpy as np
 import pixeltable as pxt
 import pytest
-from embedders import DIMENSIONS, POISON, cosine, embed_length, embed_words, failing, words_vector
 from numpy.typing import NDArray
 
 from pixelmemory import (
@@ -28,9 +26,11 @@ from pixelmemory import (
     SchemaViolationError,
 )
 from pixelmemory.memory.filters import matches, parse_filter
+from tests.harness import tiny_models
+from tests.harness.embedders import DIMENSIONS, POISON, cosine, embed_length, embed_words, failing, words_vector
 
 if TYPE_CHECKING:
-    from conftest import OpenMemory
+    from tests.conftest import OpenMemory
 
 SCHEMA = {
     "kind": str,
@@ -428,17 +428,6 @@ def test_scores_are_those_of_the_function(open_memory: OpenMemory) -> None:
 # --------------------------------------------------------------------------------------------------- a model's prompts
 
 
-def _tiny_models() -> Any:
-    """The module with which the tests of embedding make their models."""
-    path = Path(__file__).parent.parent / "embedding" / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models_of_embedding", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def by_hand(folder: Path, texts: list[str]) -> NDArray[np.float32]:
     """What sentence-transformers itself gives for texts into which the prompts were already written."""
     from sentence_transformers import SentenceTransformer
@@ -450,7 +439,7 @@ def by_hand(folder: Path, texts: list[str]) -> NDArray[np.float32]:
 
 def test_prompts_of_an_e5_are_used_at_add_and_at_search(open_memory: OpenMemory, tmp_path: Path) -> None:
     folder = tmp_path / "e5-tiny"
-    _tiny_models().save_bert(folder)
+    tiny_models.save_bert(folder)
     texts = ["the cat sat on the mat", "a dog ran far", "mat", "far"]
     passages = by_hand(folder, [f"passage: {text}" for text in texts])
     [query] = by_hand(folder, ["query: a cat"])

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import hypothesis
 import pytest
-from engine_tools import answer_of, run_script, start_script, tables_path
 from hypothesis import strategies as st
 
 import pixelmemory
@@ -27,9 +26,10 @@ from pixelmemory.memory.filters import matches, parse_filter
 from pixelmemory.memory.metadata import decode_metadata, encode_metadata
 from pixelmemory.memory.schema import parse_schema
 from pixelmemory.projection.sql.filters import compile_filter
+from tests.harness.engine_tools import answer_of, run_script, start_script, tables_path
 
 if TYPE_CHECKING:  # at run time there are several modules of this name
-    from conftest import OpenMemory
+    from tests.conftest import OpenMemory
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/net/unix").exists(), reason="reads /proc, as Linux has it")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
@@ -439,7 +439,7 @@ def test_every_file_is_for_its_owner_alone(
     tmp_path: Path, store_name: str, capsys: pytest.CaptureFixture[str], umask: int
 ) -> None:
     """While a store is open, closed, recovered from a torn tail, damaged and repaired; the model's vectors with it."""
-    from embedders import embed_words
+    from tests.harness.embedders import embed_words
 
     before = os.umask(umask)
     try:
@@ -511,7 +511,7 @@ def listening(process: int) -> set[tuple[str, str]]:
 
 OWNER = """
     import sys
-    from engine_tools import open_memory
+    from tests.harness.engine_tools import open_memory
     home, name, keep = sys.argv[1:]
     with open_memory(home, name, keep_pixeltable_http_server=keep == "keep") as mem:
         mem.add_entry("x", embedding=[1.0] * 8)
