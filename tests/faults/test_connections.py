@@ -168,7 +168,7 @@ EXHAUSTED = """
     memory.add_entry("before", embedding=vector(1))
     assert memory.count() == 1
     from pixelmemory.projection.pixeltable.startup import connection_string
-from pixelmemory.projection.sql.session import connection_string, shared
+    from pixelmemory.projection.sql.session import shared
     taken = []
     def take_all():
         while True:

@@ -149,7 +149,7 @@ CLAIM_SCRIPT = """
     from pathlib import Path
     import psycopg
     from tests.harness.engine_tools import open_memory, tables_path, vector, with_pixeltable
-    from pixelmemory.projection.sql.session import connection_string
+    from pixelmemory.projection.pixeltable.startup import connection_string
 
     home, name = sys.argv[1:]
     memory = open_memory(home, name, retry_seconds_min=0.05)

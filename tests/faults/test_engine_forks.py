@@ -37,7 +37,7 @@ FORKS = """
     memory = open_memory(home, name, connection_idle_seconds=600.0)
     acknowledged = memory.add_entries([{"content": str(n), "embedding": vector(n)} for n in range(50)])
     memory.flush()
-    from pixelmemory.projection.sql.session import connection_string
+    from pixelmemory.projection.pixeltable.startup import connection_string
     admin = psycopg.connect(connection_string(), autocommit=True, application_name="oracle")
 
     def sessions():

@@ -1,8 +1,8 @@
 """Whole lives of a store in processes that are killed: one imports everything once, and forks a child for each life.
 
-``python -m tests.harness.engine_lives`` reads one JSON document a line from stdin (a :class:`Life`), forks, lives it in the child,
-and answers with the child's exit code and how often each fault point was met. The child writes what was acknowledged to
-``<home>/acknowledged`` and is killed where the life says.
+``python -m tests.harness.engine_lives`` reads one JSON document a line from stdin (a :class:`Life`), forks, lives it in
+the child, and answers with the child's exit code and how often each fault point was met. The child writes what was
+acknowledged to ``<home>/acknowledged`` and is killed where the life says.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NO_MODEL = "no model"
 OWN_VECTORS = f"vectors of your own ({DIMENSIONS} dimensions)"
-FUNCTION = f"the Pixeltable function embedders.embed_words ({DIMENSIONS} dimensions)"
+FUNCTION = f"the Pixeltable function tests.harness.embedders.embed_words ({DIMENSIONS} dimensions)"
 
 
 def manifest_of(folder: Path) -> Manifest:
