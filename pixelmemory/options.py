@@ -98,7 +98,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     retry_seconds_min: float = 0.1
     retry_seconds_max: float = 5.0
     layout: Layout = Layout.PER_NAMESPACE
-    #: rows from which a table's HNSW graph is built; smaller tables are searched exactly
+    #: rows from which a table's HNSW index is built; smaller tables are searched exactly
     graph_rows_min: int = 10_000
     #: delete the projection and build it anew from the log at open
     rebuild: bool = False

@@ -1,18 +1,17 @@
-"""The projection: the log's events as rows of Pixeltable tables.
+"""The projection: the log's events as rows of tables.
 
 In the order that data flows::
 
-    fold         events of a batch -> one change a memory (pure)
-    preparation  a run of events, folded and embedded
-    projector    reads the log, prepares, applies, moves the watermark
-    apply        changes -> inserts, updates and deletes, with the checkpoint, in one transaction
-    copy_rows    the one slow statement of Pixeltable's insert, replaced by COPY
-    poison       finds the event that a batch was refused for
-    layout       which tables there are; made, registered, repaired
-    embed        the embedding function behind each table's index
-    graph        when a table has its HNSW graph, and the planner its statistics
-    read_sql     reads by SQL; public_api: the same reads through Pixeltable's API alone
-    internals    every internal of Pixeltable that the above use
+    changes       events of a batch -> one change a memory (pure)
+    batches       a run of events, folded and embedded
+    projector     reads the log, prepares, applies, moves the watermark
+    dead_letters  finds the event that a batch was refused for
+    contract      what the host of the tables owes: written, read, tended, purged
+    query         reads, as records
+    projection    all of these as one thing, opened against its log
+    sql/          what needs PostgreSQL and pgvector alone
+    pixeltable/   the host in Pixeltable, and all that imports it
+    embed         the embedding function behind each table's index; its path is stored in every index
 
-Pixeltable is imported in this package alone, and nothing of it before a store is opened.
+Nothing of Pixeltable is imported before a store is opened.
 """

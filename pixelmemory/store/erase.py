@@ -36,7 +36,7 @@ class Eraser:
     """
 
     def __init__(self, maintenance: Maintenance) -> None:
-        self._of = maintenance
+        self._maintenance = maintenance
         self.problem: str | None = None
 
     def resume(self) -> None:
@@ -45,19 +45,19 @@ class Eraser:
         One that cannot be finished now does not keep the store shut: ``problem`` says why, and the next erase, or the
         next open, tries again.
         """
-        with self._of.lock:
-            if self._of.manifest.erasing is None:
+        with self._maintenance.lock:
+            if self._maintenance.manifest.erasing is None:
                 return
             _logger.warning("an erase was interrupted, and is finished now")
             try:
-                self._erase(self._of.manifest.erasing, self._of.projection.erase)
+                self._erase(self._maintenance.manifest.erasing, self._maintenance.projection.erase)
             except PixelmemoryError as error:
                 _logger.error("%s", self.problem, exc_info=error)
 
     def check_possible(self) -> None:
         """Raise StoreError or ProjectionError where the log or the tables cannot do what an erase needs."""
-        self._of.check_rewritable()
-        self._of.projection.check_erasable()
+        self._maintenance.check_rewritable()
+        self._maintenance.projection.check_erasable()
 
     def erase(self, erasure: Erasure) -> int:
         """Take what ``erasure`` names out of everything that the store keeps.
@@ -74,14 +74,15 @@ class Eraser:
             ProjectionError: the tables could not be purged. ``problem`` says what is left, and the next erase or open
                 goes on with it. Without ``direct_sql`` nothing is begun.
         """
-        with self._of.lock:
-            self._of.check_open()
+        with self._maintenance.lock:
+            self._maintenance.check_open()
             self.check_possible()
-            if self._of.manifest.erasing is not None:
-                self._erase(self._of.manifest.erasing, self._on_projector)
+            if self._maintenance.manifest.erasing is not None:
+                self._erase(self._maintenance.manifest.erasing, self._on_projector)
             found = {event.memory_id for event in self._events_of(erasure)}
             # also where the log knows nothing any more: the tables keep versions that a compaction took out of it
-            self._of.save(erasing=erasure, rewritten_lsn=max(self._of.manifest.rewritten_lsn, erasure.up_to_lsn))
+            rewritten_lsn = max(self._maintenance.manifest.rewritten_lsn, erasure.up_to_lsn)
+            self._maintenance.save(erasing=erasure, rewritten_lsn=rewritten_lsn)
             fault_point("erase.after_intent")
             self._erase(erasure, self._on_projector)
         return len(found)
@@ -94,7 +95,7 @@ class Eraser:
             if any(True for _ in self._events_of(erasure)):
                 is_erased = Erased(erasure)
                 removed = EventRemoved("erased", time.time_ns() // 1000)
-                self._of.rewrite(
+                self._maintenance.rewrite(
                     lambda stored: removed if is_erased(stored.lsn, stored.event) else stored.event, "erased"
                 )
             fault_point("erase.after_log")
@@ -102,7 +103,7 @@ class Eraser:
             fault_point("erase.after_quarantine")
             on_tables(erasure)
             fault_point("erase.after_projection")
-            self._of.save(erasing=None)
+            self._maintenance.save(erasing=None)
         except BaseException as error:
             self.problem = (
                 f"an erase is not finished: {type(error).__name__}: {error}. Erase again, or reopen the store"
@@ -112,13 +113,13 @@ class Eraser:
 
     def _on_projector(self, erasure: Erasure) -> None:
         """On the projector's thread: nothing is applied meanwhile."""
-        done = self._of.projection.projector.request(lambda: self._of.projection.erase(erasure))
+        done = self._maintenance.projection.projector.request(lambda: self._maintenance.projection.erase(erasure))
         while not wait([done], CLOSED_SECONDS).done:  # a projector that cannot reach the database comes to it late
-            self._of.check_open()
+            self._maintenance.check_open()
         done.result()
 
     def _discard_vectors(self, erasure: Erasure) -> None:
-        self._of.discard(
+        self._maintenance.discard(
             event.content
             for event in self._events_of(erasure)
             if not isinstance(event, MemoryDeleted) and event.content is not None
@@ -126,18 +127,18 @@ class Eraser:
 
     def _events_of(self, erasure: Erasure) -> Iterator[MemoryEvent]:
         is_erased = Erased(erasure)
-        for stored in self._of.read(erasure.up_to_lsn):
+        for stored in self._maintenance.read(erasure.up_to_lsn):
             if is_erased(stored.lsn, stored.event):
                 assert not isinstance(stored.event, EventRemoved)
                 yield stored.event
 
     def _empty_quarantine(self) -> None:
         """Nobody can tell whose bytes stand there."""
-        quarantine = self._of.folder / "quarantine"
+        quarantine = self._maintenance.folder / "quarantine"
         try:
-            self._of.check_folder()
-            if self._of.files.is_folder(quarantine):
-                _remove_inside(self._of.files, quarantine)
+            self._maintenance.check_folder()
+            if self._maintenance.files.is_folder(quarantine):
+                _remove_inside(self._maintenance.files, quarantine)
         except OSError as error:
             raise StoreError(f"{quarantine} cannot be emptied: {error}") from error
 

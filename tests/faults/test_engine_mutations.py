@@ -139,8 +139,8 @@ MUTATIONS = (
     Mutation(
         "every error of the database makes dead letters",
         "projection/sql/failures",
-        "    seen: set[int] = set()\n",
-        "    seen: set[int] = set()\n    return False\n",
+        "    for cause in _chain(error):\n        if isinstance(cause, psycopg.Error):\n",
+        "    for cause in ():\n        if isinstance(cause, psycopg.Error):\n",
         (AILS,),
     ),
     Mutation(
@@ -160,8 +160,8 @@ MUTATIONS = (
     Mutation(
         "a text that the model refuses is tried again for ever",
         "projection/sql/failures",
-        "cause.__cause__ or cause.__context__\n    return False\n",
-        "cause.__cause__ or cause.__context__\n    return True\n",
+        "        if also(cause):\n            return True\n    return False\n",
+        "        if also(cause):\n            return True\n    return True\n",
         (f"{POISON}a_text_that_the_model_refuses",),
     ),
     # -- the fold

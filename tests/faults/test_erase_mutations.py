@@ -25,30 +25,30 @@ MUTATIONS = (
     Mutation(
         "the intent is not written before the log is",
         "store/erase",
-        "self._of.save(erasing=erasure, rewritten_lsn",
-        "self._of.save(rewritten_lsn",
+        "self._maintenance.save(erasing=erasure, rewritten_lsn",
+        "self._maintenance.save(rewritten_lsn",
         _killed("erase.after_log"),
     ),
     Mutation(
         "the intent is cleared before the tables are purged",
         "store/erase",
         '            on_tables(erasure)\n            fault_point("erase.after_projection")\n'
-        "            self._of.save(erasing=None)\n",
-        "            self._of.save(erasing=None)\n            on_tables(erasure)\n"
+        "            self._maintenance.save(erasing=None)\n",
+        "            self._maintenance.save(erasing=None)\n            on_tables(erasure)\n"
         '            fault_point("erase.after_projection")\n',
         _killed("purge.committed"),
     ),
     Mutation(
         "an open does not finish an erase",
         "store/erase",
-        "            if self._of.manifest.erasing is None:\n                return\n",
+        "            if self._maintenance.manifest.erasing is None:\n                return\n",
         "            if True:\n                return\n",
         _killed("erase.after_intent"),
     ),
     Mutation(
         "an erase does not say up to where it rewrote",
         "store/erase",
-        "erasing=erasure, rewritten_lsn=max(self._of.manifest.rewritten_lsn, erasure.up_to_lsn))",
+        "erasing=erasure, rewritten_lsn=rewritten_lsn)",
         "erasing=erasure)",
         MISSED,
     ),

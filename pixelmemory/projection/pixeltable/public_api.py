@@ -103,7 +103,7 @@ class PublicReads:
             "lsn": handle.lsn,
         }
         if vector is not None:
-            # by cosine of the stored vectors: exact, where the graph would stop after a few rows
+            # by cosine of the stored vectors: exact, where the HNSW index would stop after a few rows
             columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
         rows = list(query.select(**columns).collect())
         if vector is not None:

@@ -330,7 +330,8 @@ class TableSet:
         self._physical.pop(name, None)
         if self.direct_sql:
             self._create_indexes(self.physical(name), self.schema.columns if self.schema is not None else {})
-            internals.execute(self.physical(name).drop_hnsw)
+            if dimensions is not None:  # the index is built once the table has outgrown exact searches
+                internals.execute(self.physical(name).drop_hnsw)
 
     def _create_indexes(self, table: PhysicalTable, typed: Mapping[str, ColumnKind]) -> None:
         column = table.columns

@@ -58,20 +58,7 @@ class TableWriter:
         dead_letters: Sequence[DeadLetter] = (),
         revived_lsns: Sequence[int] = (),
     ) -> list[DeadLetter]:
-        """Apply ``changes`` and, in the same transaction, the checkpoint and the dead letters.
-
-        Args:
-            changes: at most one a memory, of tables that :meth:`prepare` has made.
-            vectors: float32, ``(dimensions,)`` each, for every change with content.
-            checkpoint_lsn: the new checkpoint, or None to leave it.
-            replace: delete each memory before it is inserted, and those that are added and deleted again: for events
-                that may have been applied before, in batches that were cut elsewhere too.
-            dead_letters: to record.
-            revived_lsns: dead letters to remove.
-
-        Returns:
-            The dead letters that were recorded: those given, and one an event whose patch found no row.
-        """
+        """As :meth:`pixelmemory.projection.contract.Host.apply`."""
         replace = replace or not self._tables.direct_sql
         by_table: dict[str, list[Change]] = defaultdict(list)
         missing: list[Change] = []

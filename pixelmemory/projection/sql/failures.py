@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 import sqlalchemy as sql
@@ -35,10 +35,7 @@ def is_infrastructure_error(error: BaseException, also: Callable[[BaseException]
     Args:
         also: of one error of the chain, whether the host counts it as such, too.
     """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    for cause in _chain(error):
         if isinstance(cause, psycopg.Error):
             if cause.sqlstate is None:
                 return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
@@ -48,14 +45,22 @@ def is_infrastructure_error(error: BaseException, also: Callable[[BaseException]
             return True
         if also(cause):
             return True
-        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
     return False
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it came from, the outermost first."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
 
 
 def cause_of(error: BaseException) -> UnavailableCause:
     """What ``error`` of the database, or one of its causes, says of why the tables cannot be used."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _chain(error):
         if isinstance(cause, ProjectionUnavailableError):
             return cause.cause
         if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
@@ -64,7 +69,6 @@ def cause_of(error: BaseException) -> UnavailableCause:
             return UnavailableCause.TIMEOUT
         if is_exhausted(cause):
             return UnavailableCause.NO_CONNECTION
-        cause = getattr(cause, "orig", None) or cause.__cause__
     return UnavailableCause.DATABASE_DOWN
 
 
