@@ -55,18 +55,19 @@ def event_fields(stored: StoredEvent) -> dict[str, Any]:
     }
     if isinstance(event, EventRemoved):
         return fields | {"removed_at": utc_text(event.removed_at_us)}
-    fields |= {"namespace": event.namespace, "memory_id": event.memory_id}
-    if isinstance(event, MemoryDeleted):
-        return fields
-    if isinstance(event, MemoryAdded):
-        fields["created_at"] = utc_text(event.created_at_us)
-    if event.content is not None:
-        fields["content"] = event.content
-    if event.metadata_json is not None:
-        fields |= _metadata(event.metadata_json)
-    if event.embedding is not None:
-        fields["embedding"] = base64.b64encode(event.embedding).decode()
+    for name, value in msgspec.structs.asdict(event).items():
+        if value is not None:
+            fields |= _field(name, value)
     return fields
+
+
+def _field(name: str, value: Any) -> dict[str, Any]:
+    """One field of an event, by its name and type in the log."""
+    if name.endswith("_us"):
+        return {name.removesuffix("_us"): utc_text(value)}
+    if name == "metadata_json":
+        return _metadata(value)
+    return {name: base64.b64encode(value).decode() if isinstance(value, bytes) else value}
 
 
 def _metadata(text: bytes) -> dict[str, Any]:

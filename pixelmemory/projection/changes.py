@@ -25,7 +25,8 @@ __all__ = ["Change", "fold"]
 class Change(msgspec.Struct, gc=False):
     """What a batch does to one memory. Many at a time: the garbage collector need not look at them.
 
-    ``state`` has the row's new values: all of them for an insert; for a patch None stands for what stays as it is.
+    ``state`` has the new values of the row: all of them for an insert, whose state is whole; for a patch None stands
+    for what stays as it is.
     """
 
     namespace: str

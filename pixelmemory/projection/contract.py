@@ -6,11 +6,10 @@ said here, and checked by the suite that it subclasses (``tests/contract/host_co
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from pixelmemory.embedding.window import Window
 from pixelmemory.memory.search import Search
 from pixelmemory.projection.changes import Change
+from pixelmemory.projection.rows import PROJECTION_FORMAT, Row
 
 __all__ = [
     "PAGE_ROWS",
@@ -25,33 +25,16 @@ __all__ = [
     "DeadLetter",
     "Host",
     "ProjectionState",
-    "Row",
     "Vectors",
     "letters_of",
-    "row_of",
 ]
 
 #: rows of :meth:`Host.long_texts` that are in memory at once
 PAGE_ROWS = 50
-#: bump when the tables' columns change; an older projection is then rebuilt
-PROJECTION_FORMAT = 1
 
 #: the vector of each change that has content, by (namespace, memory id): float32, ``(dimensions,)``, scaled for the
 #: database; None where the model has none
 Vectors = Mapping[tuple[str, str], np.ndarray | None]
-
-
-class Row(NamedTuple):
-    """One memory as it stands in a table."""
-
-    memory_id: str
-    content: str
-    #: a JSON object; None in a row that a user inserted without metadata
-    metadata_json: str | None
-    #: None in a row that a user inserted without one
-    created_at: dt.datetime | None
-    #: cosine similarity to the query's vector, -1 to 1; None without one
-    score: float | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -240,14 +223,3 @@ class Host(Protocol):
 def letters_of(change: Change, error: str, blocked_by: int | None = None) -> list[DeadLetter]:
     """One dead letter for each event of ``change``."""
     return [DeadLetter(lsn, change.namespace, change.memory_id, error, blocked_by) for lsn in change.lsns]
-
-
-def row_of(id_text: str | None, memory_id: Any, content: str, metadata: Any, created_at: Any, score: Any = None) -> Row:
-    """A row as a database gives it: ``id_text`` is None where the id is the key's own text."""
-    return Row(
-        id_text if id_text is not None else str(memory_id),
-        content,
-        metadata,
-        created_at.astimezone(dt.UTC) if created_at is not None else None,
-        float(score) if score is not None else None,
-    )

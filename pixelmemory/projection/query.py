@@ -9,10 +9,10 @@ import contextlib
 from collections.abc import Collection, Sequence
 
 from pixelmemory.embedding import Embedder
-from pixelmemory.memory.metadata import decode_metadata
 from pixelmemory.memory.search import Search
 from pixelmemory.models import MemoryRecord
-from pixelmemory.projection.contract import Host, Row
+from pixelmemory.projection.contract import Host
+from pixelmemory.projection.rows import record_of
 
 __all__ = ["Query"]
 
@@ -26,11 +26,11 @@ class Query:
     def get(self, namespace: str, memory_id: str) -> MemoryRecord | None:
         """One memory, or None."""
         row = self._host.get(namespace, memory_id)
-        return None if row is None else _record(row)
+        return None if row is None else record_of(row)
 
     def search(self, search: Search) -> list[MemoryRecord]:
         """The memories that satisfy ``search``, best first."""
-        return [_record(row) for row in self._host.search(search)]
+        return [record_of(row) for row in self._host.search(search)]
 
     def truncated(self, namespace: str, limit: int, embedder: Embedder) -> list[MemoryRecord]:
         """The memories whose content is longer than ``embedder`` reads, newest first."""
@@ -41,7 +41,7 @@ class Query:
         with contextlib.closing(self._host.long_texts(namespace, window)) as pages:
             while len(found) < limit and (page := next(pages, None)) is not None:
                 cut = embedder.truncated([row.content for row in page])
-                found += [_record(row) for row, is_cut in zip(page, cut, strict=True) if is_cut]
+                found += [record_of(row) for row, is_cut in zip(page, cut, strict=True) if is_cut]
         return found[:limit]
 
     def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
@@ -63,15 +63,3 @@ class Query:
     def total(self) -> int:
         """Visible memories of the whole store."""
         return sum(self.count(self._host.namespaces()).values())
-
-
-def _record(row: Row) -> MemoryRecord:
-    record = MemoryRecord(
-        memory_id=row.memory_id,
-        timestamp=row.created_at,
-        content=row.content,
-        metadata={} if row.metadata_json is None else decode_metadata(row.metadata_json),
-    )
-    if row.score is not None:
-        record["similarity_score"] = row.score
-    return record

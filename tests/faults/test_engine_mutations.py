@@ -189,16 +189,16 @@ MUTATIONS = (
     ),
     Mutation(
         "a memory's time is rounded",
-        "projection/pixeltable/writer",
-        "from_timestamp(change.created_at_us)",
-        "from_timestamp(change.created_at_us // 1000 * 1000)",
+        "projection/rows",
+        "return from_timestamp(value) if",
+        "return from_timestamp(value // 1000 * 1000) if",
         (f"{CONTRACT}timestamps_of_ones_own_come_back_exactly",),
     ),
     Mutation(
         "an update changes a memory's time",
-        "projection/pixeltable/writer",
-        '{**self._key_columns(change), "lsn": change.lsn}',
-        '{**self._key_columns(change), "lsn": change.lsn, "timestamp": from_timestamp(change.lsn)}',
+        "memory/state",
+        "MemoryState(content, state.created_at_us, metadata_json",
+        "MemoryState(content, 1, metadata_json",
         (f"{CONTRACT}an_update_replaces_what_is_given",),
     ),
     # -- rows and vectors

@@ -73,7 +73,7 @@ TIERS = (
     ("embedding",),
     ("log.contract",),
     ("log",),
-    ("projection.changes", "projection.scaling", "projection.stats"),
+    ("projection.changes", "projection.rows", "projection.scaling", "projection.stats"),
     ("projection.contract",),
     ("projection.mismatch", "projection.sql"),
     ("projection.batches", "projection.embed", "projection.query"),

@@ -23,7 +23,7 @@ from pixelmemory.options import Options
 from pixelmemory.projection import embed
 from pixelmemory.projection.batches import EmbedTexts
 from pixelmemory.projection.changes import Change
-from pixelmemory.projection.contract import Capability, DeadLetter, ProjectionState, Row, Vectors
+from pixelmemory.projection.contract import Capability, DeadLetter, ProjectionState, Vectors
 from pixelmemory.projection.embed import VectorSource
 from pixelmemory.projection.pixeltable import internals, startup
 from pixelmemory.projection.pixeltable.claim import Claim
@@ -31,6 +31,7 @@ from pixelmemory.projection.pixeltable.public_api import PublicReads
 from pixelmemory.projection.pixeltable.purge import NEEDS_SQL, purge, scrub
 from pixelmemory.projection.pixeltable.tables import TableSet, find_folder, folder_name
 from pixelmemory.projection.pixeltable.writer import TableWriter
+from pixelmemory.projection.rows import Row
 from pixelmemory.projection.sql.failures import first_line
 from pixelmemory.projection.sql.hnsw import IndexKeeper
 from pixelmemory.projection.sql.reads import SqlReads

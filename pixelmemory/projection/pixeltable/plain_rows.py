@@ -27,11 +27,11 @@ from pixeltable.type_system import ColumnType
 
 from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.memory.identity import memory_key
-from pixelmemory.memory.values import from_timestamp
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.embed import embed_content
 from pixelmemory.projection.pixeltable.startup import is_infrastructure_error
 from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
+from pixelmemory.projection.rows import COLUMNS, Kind, values_of
 from pixelmemory.projection.sql.copy import VECTOR_ELEMENTS, RowEncoder, copy_rows
 from pixelmemory.projection.sql.physical import namespace_key
 
@@ -152,11 +152,10 @@ class PlainTables:
         predicate = table.memory_id == key
         if self._tables.shared:
             predicate = (table.namespace_key == namespace_key(change.namespace)) & predicate
-        columns = ("memory_id", "content", "metadata_text", "timestamp", "lsn")
-        found = list(table.where(predicate).select(*[getattr(table, name) for name in columns]).collect())
-        text = (change.metadata_json or b"{}").decode()
-        expected = [key, change.content, text, from_timestamp(change.created_at_us or 0), change.lsn]
-        if [[row[name] for name in columns] for row in found] != [expected]:
+        # of a number in JSON the database may make another of the same value: its text is compared
+        columns = [column for column in COLUMNS if column.kind is not Kind.JSON]
+        found = list(table.where(predicate).select(*[getattr(table, column.name) for column in columns]).collect())
+        if [[row[column.name] for column in columns] for row in found] != [values_of(change, columns)]:
             raise LookupError(f"of a row at LSN {change.lsn} it reads {len(found)} that differ")
         self._proven = True
 

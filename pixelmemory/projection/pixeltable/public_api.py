@@ -21,9 +21,10 @@ from pixelmemory.memory.filters import equal, matches
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.metadata import decode_metadata
 from pixelmemory.memory.search import Ranking, Search
-from pixelmemory.projection.contract import PAGE_ROWS, Row, row_of
+from pixelmemory.projection.contract import PAGE_ROWS
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
+from pixelmemory.projection.rows import COLUMNS, SHOWN, Column, Kind, Row, row_of
 from pixelmemory.projection.scaling import has_direction
 from pixelmemory.projection.sql.physical import namespace_key
 
@@ -94,13 +95,7 @@ class PublicReads:
 
     def _rows(self, handle: pxt.Table, query: Any, vector: np.ndarray | None = None) -> Iterator[Row]:
         columns = {
-            "id_text": handle.id_text,
-            "memory_id": handle.memory_id,
-            "content": handle.content,
-            "metadata_text": handle.metadata_text,
-            "metadata": handle.metadata,
-            "timestamp": handle.timestamp,
-            "lsn": handle.lsn,
+            name: getattr(handle, name) for name in ("id_text", "memory_id", *(column.name for column in COLUMNS))
         }
         if vector is not None:
             # by cosine of the stored vectors: exact, where the HNSW index would stop after a few rows
@@ -112,11 +107,19 @@ class PublicReads:
             rows = [row for row in rows if row["score"] is not None]
         rows.sort(key=_rank)
         for row in rows:
-            text = row["metadata_text"]
-            # the database may hold a float as an integer: numbers are compared as numbers
-            if text is None or not equal(decode_metadata(text), row["metadata"]):
-                text = None if row["metadata"] is None else msgspec.json.encode(row["metadata"]).decode()
-            yield row_of(row["id_text"], row["memory_id"], row["content"], text, row["timestamp"], row.get("score"))
+            shown = (_shown(row, column) for column in SHOWN)
+            yield row_of(row["id_text"], row["memory_id"], *shown, score=row.get("score"))
+
+
+def _shown(row: dict[str, Any], column: Column) -> Any:
+    value = row[column.name]
+    if column.kind is not Kind.JSON:
+        return value
+    text = row[f"{column.name}_text"]
+    # the database may hold a float as an integer: numbers are compared as numbers
+    if text is not None and equal(decode_metadata(text), value):
+        return text
+    return None if value is None else msgspec.json.encode(value).decode()
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:

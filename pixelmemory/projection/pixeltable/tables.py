@@ -30,6 +30,7 @@ from pixelmemory.projection.contract import DeadLetter, ProjectionState
 from pixelmemory.projection.embed import embed_content
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.startup import connection_string, revive_server
+from pixelmemory.projection.rows import COLUMNS, Kind
 from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32
 from pixelmemory.projection.sql.filters import typed_index
 from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
@@ -42,7 +43,14 @@ ROOT = "pixelmemory"
 INDEX_NAME = "content_embedding"
 SHARED_TABLE = "memories"
 
-_COLUMN_TYPES: dict[ColumnKind, Any] = {
+_COLUMN_TYPES: dict[Kind, Any] = {
+    Kind.TEXT: pxt.String,
+    Kind.JSON: pxt.Json,
+    Kind.JSON_TEXT: pxt.String,
+    Kind.TIME: pxt.Timestamp,
+    Kind.INT: pxt.Int,
+}
+_TYPED_COLUMN_TYPES: dict[ColumnKind, Any] = {
     ColumnKind.STRING: pxt.String,
     ColumnKind.INT: pxt.Int,
     ColumnKind.FLOAT: pxt.Float,
@@ -278,17 +286,13 @@ class TableSet:
         columns: dict[str, Any] = {"memory_id": pxt.UUID}
         if self.shared:
             columns = {"namespace_key": pxt.UUID, **columns, "namespace": pxt.String | None}
-        columns |= {
-            "id_text": pxt.String | None,
-            "content": pxt.String,
-            "metadata": pxt.Json | None,
-            "metadata_text": pxt.String | None,
-            "timestamp": pxt.Timestamp | None,
-            "lsn": pxt.Int | None,
-        }
+        columns["id_text"] = pxt.String | None
+        for column in COLUMNS:
+            kind = _COLUMN_TYPES[column.kind]
+            columns[column.name] = kind if column.required else kind | None
         typed = self.schema.columns if self.schema is not None else {}
         # Pixeltable folds the names of columns to lower case
-        return columns | {column.lower(): _COLUMN_TYPES[kind] | None for column, kind in typed.items()}
+        return columns | {name.lower(): _TYPED_COLUMN_TYPES[kind] | None for name, kind in typed.items()}
 
     def create(self, namespace: str) -> str:
         """The table of ``namespace``, made and registered if it is not there yet.

@@ -21,8 +21,6 @@ import sqlalchemy as sql
 from pixelmemory.errors import ProjectionError
 from pixelmemory.faults import fault_point
 from pixelmemory.memory.identity import memory_key
-from pixelmemory.memory.metadata import decode_metadata
-from pixelmemory.memory.values import from_timestamp
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import DeadLetter, Vectors, letters_of
 from pixelmemory.projection.embed import VectorSource
@@ -30,6 +28,7 @@ from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.copied_inserts import copied_inserts
 from pixelmemory.projection.pixeltable.plain_rows import PlainTables
 from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
+from pixelmemory.projection.rows import Column, given, values_of
 from pixelmemory.projection.sql.physical import namespace_key
 
 __all__ = ["TableWriter"]
@@ -179,9 +178,9 @@ class TableWriter:
         return copied_inserts(table) if self._tables.direct_sql else contextlib.nullcontext()
 
     def _patch(self, table: pxt.Table, changes: Sequence[Change], vectors: Vectors) -> None:
-        by_columns: dict[tuple[bool, bool], list[Change]] = defaultdict(list)
+        by_columns: dict[tuple[Column, ...], list[Change]] = defaultdict(list)
         for change in changes:
-            by_columns[change.content is not None, change.metadata_json is not None].append(change)
+            by_columns[given(change)].append(change)
         for group in by_columns.values():
             for same, prepared in self._rounds(group, vectors):
                 with self._source.prepared(prepared):
@@ -220,32 +219,20 @@ class TableWriter:
             waiting = deferred
 
     def _row(self, change: Change) -> dict[str, Any]:
-        assert change.created_at_us is not None
-        row: dict[str, Any] = {
-            **self._key_columns(change),
-            **self._metadata_columns(change.metadata_json or b"{}"),
-            "content": change.content,
-            "timestamp": from_timestamp(change.created_at_us),
-            "lsn": change.lsn,
-        }
+        row = self._patch_row(change)
         row["id_text"] = None if str(row["memory_id"]) == change.memory_id else change.memory_id
         if self._tables.shared:
             row["namespace"] = change.namespace
         return row
 
     def _patch_row(self, change: Change) -> dict[str, Any]:
-        row: dict[str, Any] = {**self._key_columns(change), "lsn": change.lsn}
-        if change.content is not None:
-            row["content"] = change.content
-        if change.metadata_json is not None:
-            row |= self._metadata_columns(change.metadata_json)
+        columns = given(change)
+        row = self._key_columns(change)
+        row |= zip((column.name for column in columns), values_of(change, columns), strict=True)
+        if "metadata" in row and self._tables.schema is not None:
+            typed = self._tables.schema.extract(row["metadata"])
+            row |= {name.lower(): value for name, value in typed.items()}
         return row
-
-    def _metadata_columns(self, metadata_json: bytes) -> dict[str, Any]:
-        metadata = decode_metadata(metadata_json)
-        typed = self._tables.schema.extract(metadata) if self._tables.schema is not None else {}
-        columns = {name.lower(): value for name, value in typed.items()}
-        return {"metadata": metadata, "metadata_text": metadata_json.decode(), **columns}
 
 
 def _same(left: np.ndarray | None, right: np.ndarray | None) -> bool:

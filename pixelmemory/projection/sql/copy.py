@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
+import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from pixelmemory.memory.metadata import decode_metadata
 from pixelmemory.memory.schema import ColumnKind, Schema
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import Vectors
+from pixelmemory.projection.rows import COLUMNS, Kind
 from pixelmemory.projection.sql.physical import namespace_key
 
 __all__ = ["VECTOR_ELEMENTS", "RowEncoder", "copy_rows"]
@@ -56,7 +58,7 @@ class RowEncoder:
         self._shared = shared
         self._schema = schema
         typed = schema.columns if schema is not None else {}
-        self._encoders = [_ENCODERS[kind] for kind in typed.values()]
+        self._encoders = [_TYPED_ENCODERS[kind] for kind in typed.values()]
 
     def encode(
         self,
@@ -71,24 +73,18 @@ class RowEncoder:
         count = 2 + self._column_count + (element is not None)
         key_of = functools.cache(lambda namespace: _bytes(namespace_key(namespace).bytes))
         for rowid_, change in enumerate(changes, rowid):
-            assert change.content is not None
-            assert change.created_at_us is not None
-            key, json_text = memory_key(change.memory_id), change.metadata_json or b"{}"
+            key = memory_key(change.memory_id)
             parts = [_row_head(count, 8, rowid_, 8, version)]
             if shared:
                 parts += key_of(change.namespace), _bytes(key.bytes), _bytes(change.namespace.encode())
             else:
                 parts.append(_bytes(key.bytes))
-            parts += (
-                NULL if str(key) == change.memory_id else _bytes(change.memory_id.encode()),
-                _bytes(change.content.encode()),
-                _jsonb(json_text),
-                _bytes(json_text),
-                _int8(8, change.created_at_us - EPOCH_US),
-                _int8(8, change.lsn),
-            )
+            parts.append(NULL if str(key) == change.memory_id else _bytes(change.memory_id.encode()))
+            for value_of, encode in _COLUMNS:
+                parts.append(encode(value_of(change)))
             if schema is not None:
-                typed = schema.extract(decode_metadata(json_text)).values()
+                assert change.metadata_json is not None
+                typed = schema.extract(decode_metadata(change.metadata_json)).values()
                 for encode, value in zip(self._encoders, typed, strict=True):
                     parts.append(NULL if value is None else encode(value))
             if element is not None:
@@ -134,8 +130,18 @@ def _timestamp(value: dt.datetime) -> bytes:
     return _int8(8, (value - EPOCH) // dt.timedelta(microseconds=1))
 
 
+#: how a value of a column is written; in an insert every column has one
+_ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
+    Kind.TEXT: lambda value: _bytes(value.encode()),
+    Kind.JSON: _jsonb,
+    Kind.JSON_TEXT: _bytes,
+    Kind.TIME: lambda value: _int8(8, value - EPOCH_US),
+    Kind.INT: lambda value: _int8(8, value),
+}
+_COLUMNS = [(operator.attrgetter(column.source), _ENCODERS[column.kind]) for column in COLUMNS]
+
 #: how a value of a typed column is written, NULL aside
-_ENCODERS: dict[ColumnKind, Callable[[Any], bytes]] = {
+_TYPED_ENCODERS: dict[ColumnKind, Callable[[Any], bytes]] = {
     ColumnKind.STRING: lambda value: _bytes(value.encode()),
     ColumnKind.INT: lambda value: _int8(8, value),
     ColumnKind.FLOAT: lambda value: _float8(8, value),

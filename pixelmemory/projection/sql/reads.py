@@ -23,7 +23,8 @@ from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import ColumnKind
 from pixelmemory.memory.search import Ranking, Search
 from pixelmemory.options import Options
-from pixelmemory.projection.contract import PAGE_ROWS, Row, row_of
+from pixelmemory.projection.contract import PAGE_ROWS
+from pixelmemory.projection.rows import COLUMNS, SHOWN, Kind, Row, row_of
 from pixelmemory.projection.scaling import scaled
 from pixelmemory.projection.sql.failures import cause_of, is_infrastructure_error
 from pixelmemory.projection.sql.filters import compile_filter
@@ -128,8 +129,8 @@ class SqlReads:
         if self._has_index(table) and not self._few(physical, search, where, parameters):
             rows = self._nearest(physical, where, parameters, exact=False)
             if len(rows) >= search.limit:
-                return [row_of(*row) for row in rows if bound is None or row[-1] >= bound]
-        return [row_of(*row) for row in self._nearest(physical, where, parameters, exact=True, min_score=bound)]
+                return [_scored(row) for row in rows if bound is None or row[-1] >= bound]
+        return [_scored(row) for row in self._nearest(physical, where, parameters, exact=True, min_score=bound)]
 
     def _nearest(
         self,
@@ -234,15 +235,23 @@ class SqlReads:
 
 
 #: the columns that results are made of, and ordered by
-_READ = ("id_text", "memory_id", "content", "metadata", "metadata_text", "timestamp", "lsn")
+_READ = ("id_text", "memory_id", *(column.name for column in COLUMNS))
 
 
 def _columns(table: PhysicalTable) -> str:
-    column = table.columns
-    text, value = column["metadata_text"], column["metadata"]
-    # a user may have changed the metadata through Pixeltable: then its text is out of date
-    metadata = f"CASE WHEN {text}::jsonb = {value} THEN {text} ELSE {value}::text END"
-    return f"{column['id_text']}, {column['memory_id']}, {column['content']}, {metadata}, {column['timestamp']}"
+    columns = [table.columns["id_text"], table.columns["memory_id"]]
+    for column in SHOWN:
+        value = table.columns[column.name]
+        if column.kind is Kind.JSON:
+            text = table.columns[f"{column.name}_text"]
+            # a user may have changed the value through Pixeltable: then its text is out of date
+            value = f"CASE WHEN {text}::jsonb = {value} THEN {text} ELSE {value}::text END"
+        columns.append(value)
+    return ", ".join(columns)
+
+
+def _scored(row: Sequence[Any]) -> Row:
+    return row_of(*row[:-1], score=row[-1])
 
 
 def _newest(table: PhysicalTable) -> str:
