@@ -91,8 +91,8 @@ class Call(Generic[T]):
                     return
                 self._result = await self._run()
                 self._is_done = True
-        except asyncio.CancelledError:
-            pass  # the loop ends
+        except asyncio.CancelledError:  # the loop ends
+            self._is_done = self.leaves
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             self._error = error
         finally:
@@ -174,7 +174,9 @@ class LoopThread:
             raise
         return call.outcome()
 
-    def leave(self, place: Place, last_words: Callable[[], Coroutine[Any, Any, None]], *, cancel: bool) -> Call[bool]:
+    def leave(
+        self, place: Place, last_words: Callable[[], Coroutine[Any, Any, None]], *, cancel: bool
+    ) -> Call[bool | None]:
         """Give ``place`` back, once its calls are over; not waited for. May be done several times.
 
         Args:
@@ -182,10 +184,10 @@ class LoopThread:
             cancel: whether its calls are cancelled first.
 
         Returns:
-            Its result is whether the loop ends with it, see :meth:`wait_for_end`.
+            Its result is whether the loop ends with it, see :meth:`wait_for_end`; None where the loop ended before.
         """
         number = place.number
-        call = Call(number, partial(self._leave, number, last_words, cancel=cancel), leaves=True)
+        call: Call[bool | None] = Call(number, partial(self._leave, number, last_words, cancel=cancel), leaves=True)
         self._post(call)
         return call
 

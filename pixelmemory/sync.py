@@ -102,7 +102,7 @@ class Memory:
             return
         left = loop.leave(self._place, self._memory._abandon, cancel=at_most_seconds is not None)
         self._loop = None
-        if left.wait(at_most_seconds) and left.outcome():
+        if left.wait(at_most_seconds) and left.outcome() is not False:
             loop.wait_for_end(THREAD_END_SECONDS if at_most_seconds is None else at_most_seconds)
 
     def close(self) -> None:

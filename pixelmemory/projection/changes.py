@@ -66,11 +66,6 @@ class Change(msgspec.Struct, gc=False):
         """The caller's vector of the new content."""
         return None if self.state is None else self.state.embedding
 
-    @property
-    def created_at_us(self) -> int | None:
-        """When the memory was created; of an insert alone."""
-        return None if self.state is None else self.state.created_at_us
-
     def _apply(self, event: MemoryEvent) -> None:
         if isinstance(event, MemoryAdded):
             self.insert, self.patch = True, False

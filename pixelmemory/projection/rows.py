@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -58,20 +59,25 @@ class Column(msgspec.Struct, frozen=True):
 
     name: str
     kind: Kind
-    #: the attribute of a :class:`~pixelmemory.projection.changes.Change` that it is made from
+    #: which attribute of a :class:`~pixelmemory.projection.changes.Change` it is made from
     source: str
     #: whether a row always has it; a user who inserts rows may leave out any other
     required: bool = False
     #: whether reads return it
     shown: bool = False
 
+    @property
+    def of(self) -> Callable[[Change], Any]:
+        """Takes the column's value out of a change that inserts or patches; None where it leaves it as it was."""
+        return operator.attrgetter(self.source)
+
 
 #: the columns of every table of memories, in their order; a column of :attr:`Kind.JSON` has its text beside it
 COLUMNS = (
-    Column("content", Kind.TEXT, "content", required=True, shown=True),
-    Column("metadata", Kind.JSON, "metadata_json", shown=True),
-    Column("metadata_text", Kind.JSON_TEXT, "metadata_json"),
-    Column("timestamp", Kind.TIME, "created_at_us", shown=True),
+    Column("content", Kind.TEXT, "state.content", required=True, shown=True),
+    Column("metadata", Kind.JSON, "state.metadata_json", shown=True),
+    Column("metadata_text", Kind.JSON_TEXT, "state.metadata_json"),
+    Column("timestamp", Kind.TIME, "state.created_at_us", shown=True),
     Column("lsn", Kind.INT, "lsn"),
 )
 
@@ -95,12 +101,12 @@ SHOWN = tuple(column for column in COLUMNS if column.shown)
 
 def given(change: Change) -> tuple[Column, ...]:
     """The columns that ``change`` has values for: all for an insert, those that it replaces for a patch."""
-    return tuple(column for column in COLUMNS if getattr(change, column.source) is not None)
+    return tuple(column for column in COLUMNS if column.of(change) is not None)
 
 
 def values_of(change: Change, columns: Sequence[Column]) -> list[Any]:
     """The values of ``change`` for ``columns``, as Python and Pixeltable have them."""
-    return [_to_python(column.kind, getattr(change, column.source)) for column in columns]
+    return [_to_python(column.kind, column.of(change)) for column in columns]
 
 
 def row_of(id_text: str | None, key: object, *shown: Any, score: float | None = None) -> Row:

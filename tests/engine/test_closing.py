@@ -26,6 +26,7 @@ from pixelmemory import (
     StoreLockedError,
     WaitTimeoutError,
 )
+from pixelmemory.loop_thread import LoopThread, Place
 from tests.harness.engine_tools import GIVEN, async_memory, open_memory, options_at, vector
 
 
@@ -341,3 +342,28 @@ def test_an_argument_that_only_the_database_refuses_leaves_no_half_made_store(tm
         Memory(store_name, None, {"dimensions": 5000}, options=options_at(tmp_path))
     with open_memory(tmp_path, store_name) as memory:
         memory.add_entry("works", embedding=vector(1))
+
+
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+def test_whoever_leaves_while_the_loop_ends_has_left() -> None:
+    """As after a Ctrl-C in a close, whose leave is under way when the next close leaves once more."""
+    place = Place()
+    loop = LoopThread.borrow("no store", place)
+    second_began = anyio.Event()
+
+    async def wait_for_second() -> None:
+        await second_began.wait()
+
+    async def begin_and_wait() -> None:
+        second_began.set()
+        await anyio.sleep_forever()
+
+    first = loop.leave(place, wait_for_second, cancel=False)
+    second = loop.leave(place, begin_and_wait, cancel=False)
+    assert first.wait(60)
+    assert first.outcome() is True
+    assert second.wait(60)
+    assert second.outcome() is None
+    loop.wait_for_end(60)

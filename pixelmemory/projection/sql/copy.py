@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
-import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -138,7 +137,7 @@ _ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
     Kind.TIME: lambda value: _int8(8, value - EPOCH_US),
     Kind.INT: lambda value: _int8(8, value),
 }
-_COLUMNS = [(operator.attrgetter(column.source), _ENCODERS[column.kind]) for column in COLUMNS]
+_COLUMNS = [(column.of, _ENCODERS[column.kind]) for column in COLUMNS]
 
 #: how a value of a typed column is written, NULL aside
 _TYPED_ENCODERS: dict[ColumnKind, Callable[[Any], bytes]] = {
