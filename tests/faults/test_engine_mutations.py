@@ -462,9 +462,10 @@ MUTATIONS = (
     ),
     Mutation(
         "the filter comes after the limit",
-        "projection/sql/reads",
-        "FROM {table.name} WHERE {where} ORDER BY {order} LIMIT",
-        "FROM (SELECT * FROM {table.name} WHERE {LIVE} ORDER BY {order} LIMIT %(limit)s) AS few WHERE {where} "
+        "projection/sql/ranking",
+        "FROM {self.table.name} WHERE {self.where} ORDER BY {order} LIMIT",
+        "FROM (SELECT * FROM {self.table.name} WHERE v_max = 9223372036854775807 ORDER BY {order} "
+        "LIMIT %(limit)s) AS few WHERE {self.where} "
         "ORDER BY {order} LIMIT",
         (f"{SEARCH}filters_are_applied_before_the_limit",),
     ),

@@ -49,9 +49,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the vector of a query is not scaled",
-        "projection/sql/reads",
-        "_Vector(scaled(search.vector))",
-        "_Vector(search.vector)",
+        "projection/sql/ranking",
+        "Vector(scaled(search.vector))",
+        "Vector(search.vector)",
         (HALF_SCORES,),
     ),
     Mutation(
@@ -85,7 +85,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a score of the database's is NaN",
-        "projection/sql/reads",
+        "projection/sql/ranking",
         " AND distance <> 'NaN'",
         "",
         (f"{SCALE}a_score_is_never_nan[3-sql]",),

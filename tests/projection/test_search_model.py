@@ -19,7 +19,7 @@ from psycopg import sql
 from pixelmemory import Layout, Memory, Options
 from pixelmemory.memory.filters import matches, parse_filter
 from pixelmemory.projection.pixeltable.startup import connection_string, start_pixeltable
-from pixelmemory.projection.sql import reads as read_sql
+from pixelmemory.projection.sql import ranking
 from pixelmemory.projection.sql import session as connections
 from tests.harness.embedders import cosine
 from tests.harness.engine_tools import indexes_of, tables_of
@@ -435,7 +435,7 @@ def test_the_graph_finds_nearly_all(large: Large, shared: bool) -> None:
 
 
 def test_a_filter_that_leaves_much_goes_to_the_graph(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_sql, "EXACT_ROWS_MAX", 100)
+    monkeypatch.setattr(ranking, "EXACT_ROWS_MAX", 100)
     for wanted, keys in (
         ({"n": {"$gte": 500}}, [key for key in large.vectors if int(key) >= 500]),
         ({"n": {"$lt": 700}}, [key for key in large.vectors if int(key) < 700]),

@@ -9,7 +9,7 @@ import datetime as dt
 import functools
 import operator
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -68,10 +68,7 @@ class PublicReads:
         if search.end is not None:
             conditions.append(handle.timestamp <= search.end)
         query = self._scope(handle, search.namespace, *conditions)
-        rows = list(self._rows(handle, query, search.vector))
-        if search.ranking is Ranking.NEWEST:
-            oldest = dt.datetime.min.replace(tzinfo=dt.UTC)
-            rows.sort(key=lambda row: row.created_at or oldest, reverse=True)
+        rows = _RANKINGS[search.ranking](list(self._rows(handle, query, search.vector)))
         found = [row for row in rows if self._wanted(search, row)]
         return found[: search.limit]
 
@@ -109,6 +106,15 @@ class PublicReads:
         for row in rows:
             shown = (_shown(row, column) for column in SHOWN)
             yield row_of(row["id_text"], row["memory_id"], *shown, score=row.get("score"))
+
+
+def _newest(rows: list[Row]) -> list[Row]:
+    oldest = dt.datetime.min.replace(tzinfo=dt.UTC)
+    return sorted(rows, key=lambda row: row.created_at or oldest, reverse=True)
+
+
+#: of rows by their score, where they have one, and then the last written first
+_RANKINGS: dict[Ranking, Callable[[list[Row]], list[Row]]] = {Ranking.NEWEST: _newest, Ranking.SIMILARITY: list}
 
 
 def _shown(row: dict[str, Any], column: Column) -> Any:

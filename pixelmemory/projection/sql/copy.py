@@ -80,12 +80,13 @@ class RowEncoder:
                 parts.append(_bytes(key.bytes))
             parts.append(NULL if str(key) == change.memory_id else _bytes(change.memory_id.encode()))
             for value_of, encode in _COLUMNS:
-                parts.append(encode(value_of(change)))
+                value = value_of(change)
+                parts.append(NULL if value is None else encode(value))
             if schema is not None:
                 assert change.metadata_json is not None
                 typed = schema.extract(decode_metadata(change.metadata_json)).values()
-                for encode, value in zip(self._encoders, typed, strict=True):
-                    parts.append(NULL if value is None else encode(value))
+                for encode, held in zip(self._encoders, typed, strict=True):
+                    parts.append(NULL if held is None else encode(held))
             if element is not None:
                 vector = vectors[change.key]
                 if vector is None:
@@ -129,7 +130,7 @@ def _timestamp(value: dt.datetime) -> bytes:
     return _int8(8, (value - EPOCH) // dt.timedelta(microseconds=1))
 
 
-#: how a value of a column is written; in an insert every column has one
+#: how a value of a column is written, NULL aside
 _ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
     Kind.TEXT: lambda value: _bytes(value.encode()),
     Kind.JSON: _jsonb,
@@ -139,7 +140,7 @@ _ENCODERS: dict[Kind, Callable[[Any], bytes]] = {
 }
 _COLUMNS = [(column.of, _ENCODERS[column.kind]) for column in COLUMNS]
 
-#: how a value of a typed column is written, NULL aside
+#: the same of a typed column
 _TYPED_ENCODERS: dict[ColumnKind, Callable[[Any], bytes]] = {
     ColumnKind.STRING: lambda value: _bytes(value.encode()),
     ColumnKind.INT: lambda value: _int8(8, value),

@@ -1,0 +1,138 @@
+"""How each ranking finds its rows: what is ordered by, by which index, and what its score is.
+
+By similarity a search is exact unless its table has outgrown ``graph_rows_min`` and has its HNSW index. Then a search
+whose conditions leave few rows is still exact over those; any other walks the index with pgvector's iterative scan,
+which goes on until enough rows satisfy the conditions, and falls back to the exact scan where it returns fewer rows
+than were asked for.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
+from pixelmemory.memory.search import Ranking, Search
+from pixelmemory.projection.rows import COLUMNS, SHOWN, Kind, Row, row_of
+from pixelmemory.projection.scaling import scaled
+from pixelmemory.projection.sql.physical import PhysicalTable
+
+__all__ = ["RANKINGS", "Asked", "Vector", "newest_order", "result_columns"]
+
+#: rows up to which a filtered search scans exactly although there is an HNSW index
+EXACT_ROWS_MAX = 10_000
+
+
+class Vector(bytes):
+    """A query's vector as pgvector receives it: as text it took 0.2 ms to write."""
+
+    def __new__(cls, vector: np.ndarray) -> Self:
+        return super().__new__(cls, struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes())
+
+
+class Asked(NamedTuple):
+    """A search of one table, whose conditions are SQL already."""
+
+    search: Search
+    #: the table's name in its host, for messages
+    name: str
+    table: PhysicalTable
+    where: str
+    #: of ``where``, and ``limit``
+    parameters: dict[str, Any]
+    #: whether ``where`` picks rows out of those of several namespaces
+    shared: bool
+    #: whether the table has its HNSW index at the moment
+    has_index: Callable[[], bool]
+    #: runs a statement with its parameters
+    run: Callable[[str, dict[str, Any]], list[Any]]
+
+    def first(self, order: str, *more: str) -> str:
+        """A subquery of the first rows in ``order``. What only results need is made outside, of these rows alone: to
+        parse the metadata of every row that is looked at takes twice as long as their distances."""
+        columns = ", ".join([*(self.table.columns[name] for name in _READ), *more])
+        return f"SELECT {columns} FROM {self.table.name} WHERE {self.where} ORDER BY {order} LIMIT %(limit)s"
+
+
+def newest(asked: Asked) -> list[Row]:
+    """The newest first."""
+    order = newest_order(asked.table)
+    statement = f"SELECT {result_columns(asked.table)} FROM ({asked.first(order)}) AS newest ORDER BY {order}"
+    return [row_of(*row) for row in asked.run(statement, asked.parameters)]
+
+
+def similar(asked: Asked) -> list[Row]:
+    """The most similar first, by the cosine of their vectors; rows without a vector are left out."""
+    search, bound = asked.search, asked.search.min_score
+    assert search.vector is not None
+    if asked.table.vector is None:
+        raise ProjectionUnavailableError(
+            f"the embedding index of table {asked.name} is gone; rebuild the projection",
+            UnavailableCause.TABLE_GONE,
+        )
+    asked.parameters["vector"] = Vector(scaled(search.vector))
+    if asked.has_index() and not _leaves_few(asked):
+        rows = _nearest(asked, exact=False)
+        if len(rows) >= search.limit:
+            return [row for row in rows if bound is None or (row.score is not None and row.score >= bound)]
+    return _nearest(asked, exact=True, min_score=bound)
+
+
+def _nearest(asked: Asked, *, exact: bool, min_score: float | None = None) -> list[Row]:
+    table, parameters = asked.table, asked.parameters
+    distance, order = f"{table.vector} <=> %(vector)s::{table.vector_type}", "distance"
+    if exact:  # an ORDER BY that is no bare operator cannot be served by the index
+        distance = f"({distance}) + 0"
+        order += f", {table.columns['lsn']} DESC NULLS LAST, {table.columns['memory_id']}"
+    # Rows without a vector come last, and before them those whose stored vector has no direction: their distance is
+    # NaN, which PostgreSQL takes for greater than every number, so that it would satisfy any min_score.
+    kept = "distance IS NOT NULL AND distance <> 'NaN'"
+    if min_score is not None:
+        kept += " AND 1 - distance >= %(min_score)s"
+        parameters = {**parameters, "min_score": min_score}
+    rows = asked.run(
+        f"SELECT {result_columns(table)}, 1 - distance FROM "
+        f"({asked.first(order, f'{distance} AS distance')}) AS nearest WHERE {kept} ORDER BY {order}",
+        parameters,
+    )
+    return [row_of(*row[:-1], score=row[-1]) for row in rows]
+
+
+def _leaves_few(asked: Asked) -> bool:
+    """Whether the conditions leave so few rows that an exact scan of them is cheap."""
+    search = asked.search
+    if search.limit > 200:
+        return True
+    if search.filter is None and search.start is None and search.end is None and not asked.shared:
+        return False
+    some = f"SELECT 1 FROM {asked.table.name} WHERE {asked.where} LIMIT {EXACT_ROWS_MAX + 1}"
+    return bool(asked.run(f"SELECT count(*) FROM ({some}) AS few", asked.parameters)[0][0] <= EXACT_ROWS_MAX)
+
+
+#: how the rows of each are found
+RANKINGS: dict[Ranking, Callable[[Asked], list[Row]]] = {Ranking.NEWEST: newest, Ranking.SIMILARITY: similar}
+
+#: the columns that results are made of, and ordered by
+_READ = ("id_text", "memory_id", *(column.name for column in COLUMNS))
+
+
+def result_columns(table: PhysicalTable) -> str:
+    """What :func:`pixelmemory.projection.rows.row_of` takes, but for the score."""
+    columns = [table.columns["id_text"], table.columns["memory_id"]]
+    for column in SHOWN:
+        value = table.columns[column.name]
+        if column.kind is Kind.JSON:
+            text = table.columns[f"{column.name}_text"]
+            # a user may have changed the value through Pixeltable: then its text is out of date
+            value = f"CASE WHEN {text}::jsonb = {value} THEN {text} ELSE {value}::text END"
+        columns.append(value)
+    return ", ".join(columns)
+
+
+def newest_order(table: PhysicalTable) -> str:
+    """The newest first: by time, then by the last write."""
+    column = table.columns
+    return f"{column['timestamp']} DESC NULLS LAST, {column['lsn']} DESC NULLS LAST, {column['memory_id']}"
