@@ -41,11 +41,6 @@ class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: a Pixeltable function from text to vector, instead of a model
     function: Any = None
 
-    @property
-    def is_given(self) -> bool:
-        """Whether vectors are always given by the caller: there is no model and no function."""
-        return self.model_id is None and self.function is None
-
 
 _TEXT_KEYS = ("model_id", "device", "dtype", "query_prompt", "document_prompt")
 _COUNT_KEYS = ("batch_size", "dimensions")

@@ -44,7 +44,6 @@ def test_none_in_a_dict_is_the_default() -> None:
 def test_dimensions_alone_are_given_vectors_and_need_no_embedder() -> None:
     config = parse_embedding_config({"dimensions": 3})
     assert config == EmbeddingConfig(dimensions=3)
-    assert config.is_given
     assert open_embedder(config) is None
 
 
@@ -68,7 +67,7 @@ def test_a_function_goes_to_the_factory() -> None:
     with pytest.raises(RefusalError):
         open_embedder(config, factory)
     assert asked == [config]
-    assert not config.is_given
+    assert config.function is not None
     with pytest.raises(InvalidArgumentError, match="function"):
         open_embedder(config)
 

@@ -16,7 +16,9 @@ def _graph(memory: Memory) -> tuple[str, str]:
     memory.flush()
     keeper = indexes_of(memory)
     assert keeper.wait(60)
-    (table,) = tables_of(memory).memory_tables()
+    (namespace,) = tables_of(memory).namespaces()
+    table = tables_of(memory).name_of(namespace)
+    assert table is not None
     assert keeper.has_index(table)
     graph = tables_of(memory).physical(table).hnsw
     assert graph is not None

@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tomllib
 import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -24,9 +23,8 @@ from packaging.utils import canonicalize_name
 
 import pixelmemory
 import pixelmemory.errors
+from tests.harness.imports import PACKAGE, ROOT, Import, imports, package_imports
 
-ROOT = Path(__file__).parent.parent.parent
-PACKAGE = ROOT / "pixelmemory"
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 # ------------------------------------------------------------------------------------------------ public names
@@ -98,56 +96,6 @@ def _room(module: str) -> str:
     return next((room for room in rooms if room in RANK), "__init__")
 
 
-class Import(NamedTuple):
-    """One import statement's target, as written in one file."""
-
-    path: Path
-    line: int
-    target: str
-    typing_only: bool
-    in_function: bool
-
-    @property
-    def module(self) -> str:
-        """The module that holds the statement, without the package's name."""
-        return ".".join(self.path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-
-    def __str__(self) -> str:
-        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
-
-
-def _is_module(package: str, name: str) -> bool:
-    folder = ROOT.joinpath(*package.split("."))
-    return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
-
-
-def _imports(path: Path) -> Iterator[Import]:
-    tree = ast.parse(path.read_text(), str(path))
-    typing_only: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            typing_only.update(inner for statement in node.body for inner in ast.walk(statement))
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    in_function = {inner for node in ast.walk(tree) if isinstance(node, functions) for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno} is a relative import"
-            module = node.module or ""
-            # "from pixelmemory import errors" is about pixelmemory.errors
-            targets = [f"{module}.{alias.name}" if _is_module(module, alias.name) else module for alias in node.names]
-        else:
-            continue
-        for target in targets:
-            yield Import(path, node.lineno, target, node in typing_only, node in in_function)
-
-
-@functools.cache
-def _package_imports() -> tuple[Import, ...]:
-    return tuple(found for path in sorted(PACKAGE.rglob("*.py")) for found in _imports(path))
-
-
 def test_every_module_has_its_place() -> None:
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert modules <= {room.split(".")[0] for room in RANK}
@@ -155,7 +103,7 @@ def test_every_module_has_its_place() -> None:
 
 def test_imports_go_downwards() -> None:
     checked = 0
-    for found in _package_imports():
+    for found in package_imports():
         target = found.target.split(".")
         if target[0] != "pixelmemory":
             continue
@@ -169,7 +117,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     """At import, that is: what stands in a function is there because it loads late."""
     graph: dict[str, set[str]] = {}
     modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
-    for found in _package_imports():
+    for found in package_imports():
         target = found.target.removeprefix("pixelmemory.")
         if not found.typing_only and not found.in_function and target in modules:
             graph.setdefault(found.module, set()).add(target)
@@ -182,7 +130,7 @@ def _users_of(package: str, *, but: str) -> set[str]:
     """The modules that import ``package``, those whose names begin with ``but`` left out."""
     return {
         found.module
-        for found in _package_imports()
+        for found in package_imports()
         if f"{found.target}.".startswith(f"{package}.") and not found.typing_only and not found.module.startswith(but)
     }
 
@@ -214,7 +162,7 @@ def test_nothing_pickles_and_the_library_does_not_print() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{path}:{node.lineno}"
-    assert not {str(found) for found in _package_imports() if _top(found) in ("pickle", "cloudpickle", "shelve")}
+    assert not {str(found) for found in package_imports() if _top(found) in ("pickle", "cloudpickle", "shelve")}
 
 
 def test_import_is_light_and_silent() -> None:
@@ -356,7 +304,7 @@ def test_the_demo_uses_the_public_names_alone() -> None:
     tree = ast.parse((ROOT / "examples/demo.py").read_text())
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "pixelmemory"]
     assert {alias.name for node in froms for alias in node.names} <= set(pixelmemory.__all__)
-    assert {found.target for found in _imports(ROOT / "examples/demo.py") if _top(found) == "pixelmemory"} == {
+    assert {found.target for found in imports(ROOT / "examples/demo.py") if _top(found) == "pixelmemory"} == {
         "pixelmemory"
     }
 
@@ -407,7 +355,7 @@ def _top(found: Import) -> str:
 def test_declared_dependencies_are_the_imported_ones() -> None:
     providers = importlib.metadata.packages_distributions()
     imported: dict[str, str] = {}
-    for found in _package_imports():
+    for found in package_imports():
         top = _top(found)
         if top != "pixelmemory" and top not in sys.stdlib_module_names:
             imported[canonicalize_name(providers[top][0])] = str(found)

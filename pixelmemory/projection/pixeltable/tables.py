@@ -220,11 +220,6 @@ class TableSet:
         with self._lock:
             return sorted(self._registry)
 
-    def memory_tables(self) -> list[str]:
-        """Every table that holds memories."""
-        with self._lock:
-            return sorted(set(self._registry.values()))
-
     def dead_letters(self) -> list[DeadLetter]:
         """The recorded ones."""
         dead = self.table("dead_letters")
