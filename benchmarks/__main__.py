@@ -158,7 +158,7 @@ def _report(run: Run, given: argparse.Namespace) -> None:
 
 
 def report(run: Run, *, markdown: bool = False) -> str:
-    """The machine, the bars, the field: what docs/performance.md carries."""
+    """The machine, the bars, the field: what docs/generated/benchmarks.md holds."""
     bars = run.bars()
     parts = [f"`{run.command}`, {run.seconds:.0f} s." if markdown else f"{run.command}, {run.seconds:.0f} s"]
     if run.size != "full":

@@ -12,7 +12,8 @@ copyright = "The Pixelmemory developers, Apache License 2.0"  # noqa: A001 - the
 release = version = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+# what commands write is included by pages, and is no page of its own
+exclude_patterns = ["_build", "generated/*"]
 html_theme = "furo"
 html_title = f"Pixelmemory {release}"
 

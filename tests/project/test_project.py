@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import importlib
 import importlib.metadata
 import inspect
+import json
 import os
 import re
 import runpy
@@ -298,6 +300,105 @@ def test_the_quick_start_runs(minilm_path: str, tmp_path: Path) -> None:
     assert lines[0].endswith("Found a significant paper on topic Z by author X, published in 2023.")
     assert "'read': True" in lines[2]
     assert lines[-1].endswith("The user prefers short answers.")
+
+
+#: runs the snippets of a page, read from stdin as JSON, one after the other; after each a line that ends its output
+RUN_SNIPPETS = """
+import json, sys
+namespace = {"__name__": "__main__"}
+for number, snippet in enumerate(json.load(sys.stdin)):
+    exec(compile(snippet, f"<snippet {number}>", "exec"), namespace)
+    print("\\0", flush=True)
+"""
+
+
+def _run_snippets(snippets: list[str], folder: Path) -> list[str]:
+    """What each of ``snippets`` prints, run in one process whose working directory is ``folder``."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_SNIPPETS],
+        input=json.dumps(snippets),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PIXELMEMORY_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    return done.stdout.split("\0\n")[:-1]
+
+
+def _with_rounded_scores(text: str) -> tuple[str, list[float]]:
+    """``text`` without its decimals, and those: another processor may round the last digit otherwise."""
+    scores = re.findall(r"\b\d\.\d\d\b", text)
+    return re.sub(r"\b\d\.\d\d\b", "#", text), [float(score) for score in scores]
+
+
+def _named(name: str) -> object:
+    """What ``name`` within the package stands for, such as ``aio.AsyncMemory.search``; AttributeError if nothing."""
+    found: object = pixelmemory
+    module = "pixelmemory"
+    for part in name.split("."):
+        if isinstance(found, types.ModuleType) and _is_module(module, part):
+            module = f"{module}.{part}"
+            found = importlib.import_module(module)
+        else:
+            found = getattr(found, part)
+    return found
+
+
+def test_the_functions_on_the_way_of_a_write_exist() -> None:
+    page = (ROOT / "docs/life-of-a-write.md").read_text()
+    names = re.findall(r"`(\w+(?:\.\w+)+)`", page)
+    assert len(names) > 50
+    for name in names:
+        assert _named(name) is not None
+    rows = re.findall(r"^\| \d+ \|.*$", page, re.MULTILINE)
+    assert len(rows) > 40
+    for row in rows:
+        assert callable(_named(row.split("`")[1])), row
+    with pytest.raises(AttributeError):
+        _named("aio.AsyncMemory.no_such_method")
+
+
+@pytest.mark.usefixtures("minilm_path")  # the page uses that package
+def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
+    page = (ROOT / "docs/tutorial.md").read_text()
+    parts = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", page, re.MULTILINE | re.DOTALL)
+    printed = _run_snippets([snippet for snippet, _ in parts], tmp_path)
+    for (snippet, shown), output in zip(parts, printed, strict=True):
+        (words, scores), (shown_words, shown_scores) = map(_with_rounded_scores, (output, shown))
+        assert words == shown_words, snippet
+        assert scores == pytest.approx(shown_scores, abs=0.011), snippet
+    assert (tmp_path / "agent-data/agent/log").is_dir(), "where the page says"
+
+
+VISIT_THE_WEB_APP = """
+import anyio, types
+
+async def visit():
+    app = types.SimpleNamespace(state=types.SimpleNamespace())
+    async with lifespan(app):
+        request = types.SimpleNamespace(app=app)
+        await remember(request, "ada", "Ada has a dog.")
+        await app.state.memory.flush()
+        print(len(await recall(request, "ada", "pets")))
+
+anyio.run(visit)
+"""
+
+
+@pytest.mark.usefixtures("minilm_path")  # the page uses that package
+def test_the_recipes_run(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to.md").read_text()
+    assert page.count("range(1500)") == 1
+    snippets = [snippet.replace("range(1500)", "range(150)") for snippet in _python_blocks(ROOT / "docs/how-to.md")]
+    *printed, visited = _run_snippets([*snippets, VISIT_THE_WEB_APP], tmp_path)
+    assert visited == "1\n"
+    for words in ("1 memories erased", "0 saved changes are not searchable", "bytes freed", "the log is older"):
+        assert sum(words in output for output in printed) == 1, words
+    assert any("expected `int`" in output for output in printed)
 
 
 def test_the_demo_uses_the_public_names_alone() -> None:
