@@ -33,7 +33,8 @@ from pixelmemory.memory.search import Ranking
 from pixelmemory.memory.values import check_limit, check_memory_id, check_namespace
 from pixelmemory.models import Health, MemoryRecord, Stats
 from pixelmemory.options import Options
-from pixelmemory.store.opening import OpenStore, check_name
+from pixelmemory.store.opening import check_name
+from pixelmemory.store.store import OpenStore
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,7 +24,10 @@ import msgspec
 
 from pixelmemory.embedding import parse_embedding_config
 from pixelmemory.engine.event_loop import Signal, poster_of, running_loop_of, signals_of
+from pixelmemory.engine.health import health_of, stats_of
 from pixelmemory.engine.key_locks import KeyLocks
+from pixelmemory.engine.opening import Opening
+from pixelmemory.engine.room import Room
 from pixelmemory.engine.visibility import Visibility
 from pixelmemory.errors import (
     LogError,
@@ -39,87 +42,20 @@ from pixelmemory.errors import (
 )
 from pixelmemory.forks import forks
 from pixelmemory.interrupts import launch, start_new_thread
-from pixelmemory.log.contract import Append, LogCapability
+from pixelmemory.log.contract import Append
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.memory.schema import parse_schema
 from pixelmemory.models import Health, Stats
 from pixelmemory.options import Options
 from pixelmemory.store.compaction import compact
-from pixelmemory.store.opening import OpenStore, open_store
+from pixelmemory.store.opening import open_store
+from pixelmemory.store.store import OpenStore
 
 __all__ = ["Engine"]
 
 _logger = logging.getLogger("pixelmemory")
 T = TypeVar("T")
-
-
-class _Opening:
-    """An open on a thread of its own, for a task that may be gone before it is done. What nobody takes is closed again.
-
-    A daemon thread: loading a model cannot be interrupted, and must not keep the process from ending.
-
-    Args:
-        run: opens; calls its argument between steps, which raises once nobody waits any more.
-        post: runs a function in the event loop.
-        abandoned: called on the thread once an open that nobody waited for has left nothing behind.
-    """
-
-    def __init__(
-        self,
-        run: Callable[[Callable[[], None]], OpenStore],
-        post: Callable[..., None],
-        abandoned: Callable[[], None],
-    ) -> None:
-        self._run = run
-        self._post = post
-        self._when_abandoned = abandoned
-        self._lock = threading.Lock()
-        self._store: OpenStore | None = None
-        self._error: BaseException | None = None
-        self._abandoned = False
-        self._done = anyio.Event()
-
-    async def result(self) -> OpenStore:
-        """Open, and wait for it; a cancelled wait leaves it to end by itself."""
-        threading.Thread(target=self._work, name="pixelmemory-open", daemon=True).start()
-        try:
-            await self._done.wait()
-        except BaseException:
-            with self._lock:
-                self._abandoned = True
-                is_over = self._store is not None or self._error is not None
-            if is_over:
-                threading.Thread(target=self._clear, name="pixelmemory-close", daemon=True).start()
-            raise
-        if self._error is not None:
-            raise self._error
-        assert self._store is not None
-        return self._store
-
-    def _check(self) -> None:
-        if self._abandoned:
-            raise StoreClosedError("the task that opened the store was cancelled")
-
-    def _work(self) -> None:
-        store = error = None
-        try:
-            store = self._run(self._check)
-        except BaseException as caught:  # noqa: BLE001 - it is the task's
-            error = caught
-        with self._lock:
-            self._store, self._error = store, error
-            abandoned = self._abandoned
-        if abandoned:
-            self._clear()
-        self._post(self._done.set)
-
-    def _clear(self) -> None:
-        try:
-            if self._store is not None:
-                self._store.close()
-        finally:
-            self._when_abandoned()
 
 
 #: how long a close goes on where its task was cancelled; afterwards it ends in the background
@@ -189,12 +125,10 @@ class Engine:
         self._closed = anyio.Event()
         #: what waits for the projection, once the store is open; loop
         self._visibility: Visibility | None = None
-        #: events submitted and not yet committed; loop
-        self._in_flight = 0
+        #: holds writers back; loop
+        self._room = Room(options)
         #: of the memories that are being checked and changed; loop
         self._locks = KeyLocks()
-        #: woken after each commit and each withdrawal; loop
-        self._committed_once = anyio.Event()
         self._last_created_us = 0
         #: durable LSN when the store was opened: ids are checked once the projection has caught up with it
         self._opened_lsn = 0
@@ -264,7 +198,7 @@ class Engine:
 
     async def _open(self, name: str, schema: object, embedding_config: object) -> None:
         options = self.options
-        opening = _Opening(
+        opening = Opening(
             lambda check: open_store(
                 name,
                 schema,
@@ -488,7 +422,6 @@ class Engine:
     def _committed(self, appends: Sequence[Append]) -> None:
         visibility = self._visible
         for append in appends:
-            self._in_flight -= append.event_count
             done: Signal = append.context
             done.set()
         last_lsn = appends[-1].last_lsn
@@ -496,17 +429,13 @@ class Engine:
             events = [event for append in appends for event in append.events]
             visibility.committed(last_lsn, cast("list[MemoryEvent]", events))  # as append() takes them
             self.last_lsn = max(self.last_lsn, last_lsn)
-        self._room_was_made()
+        self._room.made(sum(append.event_count for append in appends))
         visibility.notify()
         visibility.advanced()
 
     def _advanced(self) -> None:
         if self._visibility is not None:
             self._visibility.advanced()
-
-    def _room_was_made(self) -> None:
-        self._committed_once.set()
-        self._committed_once = anyio.Event()
 
     @property
     def _visible(self) -> Visibility:
@@ -538,31 +467,6 @@ class Engine:
         await self.wait_for(lsn, timeout_seconds)
         return lsn
 
-    def _has_room(self, store: OpenStore, event_count: int) -> bool:
-        """Whether neither too much is durable and not yet visible, nor too much waits to become durable."""
-        log = store.log
-        if log.buffered_bytes >= self.options.buffer_bytes_max:
-            return False
-        if store.projection.is_missing:
-            return True
-        lag = log.durable_lsn + self._in_flight - store.projection.projector.watermark
-        return lag == 0 or lag + event_count <= self.options.lag_events_max
-
-    async def _wait_for_room(self, store: OpenStore, event_count: int) -> None:
-        """Hold a writer back until there is room."""
-        log, projector = store.log, store.projection.projector
-        deadline = time.monotonic() + self.options.lag_timeout_seconds
-        while log.failure is None and not self._has_room(store, event_count):
-            if log.buffered_bytes >= self.options.buffer_bytes_max:
-                await self._committed_once.wait()
-                continue
-            goal = log.durable_lsn + self._in_flight + event_count - self.options.lag_events_max
-            goal = min(max(goal, projector.watermark + 1), log.durable_lsn)
-            if goal <= projector.watermark:
-                await self._committed_once.wait()
-                continue
-            await self._visible.wait(goal, max(0.0, deadline - time.monotonic()))
-
     # -- writing
 
     def created_now_us(self) -> int:
@@ -584,19 +488,18 @@ class Engine:
         store = self._store
         if self._closing or store is None:  # the call has asked for the store before, and may have waited since
             store = self.store()
-        if not self._has_room(store, len(events)):
-            await self._wait_for_room(store, len(events))
+        if not self._room.has(store, len(events)):
+            await self._room.wait(store, self._visible, len(events))
             store = self.store()
         done = self._new_signal()
         # the next open learns from the log which times were given: after a step back of the clock they are ahead of it
         append = store.log.submit(events, done, not_before_ns=self._last_created_us * 1000)
-        self._in_flight += len(events)
+        self._room.in_flight += len(events)
         try:
             await done.wait()
         except anyio.get_cancelled_exc_class():
             if store.log.withdraw(append):
-                self._in_flight -= len(events)
-                self._room_was_made()
+                self._room.made(len(events))
                 raise
             # the caller holds the memory's lock, and nobody may check the memory before the outcome is known: asyncio's
             # own cancellation passes the shield, and may come twice
@@ -673,49 +576,11 @@ class Engine:
 
     def stats(self) -> Stats:
         """Figures of the store, from memory."""
-        store = self.store()
-        log = None if LogCapability.STATISTICS in store.log.lacks else store.log.stats()
-        projector = store.projection.projector.stats()
-        return Stats(
-            durable_lsn=store.log.durable_lsn,
-            watermark=projector.watermark,
-            lag_events=store.log.durable_lsn - projector.watermark,
-            last_lsn=self.last_lsn,
-            log_events=store.log.durable_lsn - store.log.first_lsn + 1,
-            log_bytes=0 if log is None else log.bytes,
-            log_segments=0 if log is None else log.segments,
-            log_syncs=0 if log is None else log.syncs,
-            batches=projector.batches,
-            events_applied=projector.events,
-            texts_embedded=projector.texts_embedded,
-            texts_unembeddable=projector.texts_unembeddable,
-            texts_truncated=projector.texts_truncated,
-            embed_seconds=projector.embed_seconds,
-            apply_seconds=projector.apply_seconds,
-            dead_letters=projector.dead_letters,
-        )
+        return stats_of(self.store(), self.last_lsn)
 
     def health(self) -> Health:
         """What is wrong at the moment, if anything."""
-        store = self.store()
-        problems: list[str] = []
-        if (failure := store.log.failure) is not None:
-            problems.append(f"writes are refused: {failure}")
-        elif (problem := store.log.problem) is not None:
-            problems.append(f"writes fail: {problem}")
-        if store.eraser.problem is not None:
-            problems.append(store.eraser.problem)
-        projector = store.projection.projector
-        if projector.blocked is not None:
-            problems.append(projector.blocked)
-        letters = list(projector.dead_letters.values())  # a copy: the projector goes on
-        if letters:
-            first = min(letters, key=lambda letter: letter.lsn)
-            problems.append(
-                f"{len(letters)} events could not be applied; the first, LSN {first.lsn}: {first.error}. Mend the "
-                "cause and call retry_dead_letters()"
-            )
-        return Health(not problems, tuple(problems))
+        return health_of(self.store())
 
 
 def _close_seconds(error: BaseException) -> float | None:

@@ -20,7 +20,7 @@ from pixelmemory.errors import (
     WaitTimeoutError,
 )
 from pixelmemory.memory.events import MemoryDeleted, MemoryEvent
-from pixelmemory.store.opening import OpenStore
+from pixelmemory.store.store import OpenStore
 
 __all__ = ["Key", "Visibility"]
 

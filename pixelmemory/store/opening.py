@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,10 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-import numpy as np
 
 from pixelmemory.embedding import (
-    Embedder,
     EmbeddingConfig,
     VectorCache,
     embedding_label,
@@ -29,13 +26,13 @@ from pixelmemory.embedding import (
     parse_embedding_config,
     tell_apart,
 )
+from pixelmemory.embedding.cached import cached
 from pixelmemory.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     ModelMismatchError,
     ProjectionUnavailableError,
     StoreError,
-    UnembeddableTextError,
     shortened,
     type_name,
 )
@@ -45,19 +42,19 @@ from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Files, ensure_folder
 from pixelmemory.log.file.segment import FORMAT_VERSION
 from pixelmemory.memory.rules import Rules
-from pixelmemory.memory.schema import Schema, parse_schema
+from pixelmemory.memory.schema import parse_schema
 from pixelmemory.options import Options
 from pixelmemory.store.erase import Eraser
 from pixelmemory.store.host import as_unavailable, function_embedder, open_host, start_host
 from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.maintenance import Maintenance
 from pixelmemory.store.manifest import Manifest
+from pixelmemory.store.store import OpenStore
 
 if TYPE_CHECKING:
     from pixelmemory.projection.projection import Projection
-    from pixelmemory.projection.query import Query
 
-__all__ = ["OpenStore", "open_store"]
+__all__ = ["check_name", "open_store"]
 
 _logger = logging.getLogger("pixelmemory")
 
@@ -66,43 +63,6 @@ open_log: Callable[..., EventLog] = FileLog.open
 
 #: what the manifest says of a store without semantic search
 NO_EMBEDDING = "none"
-
-
-class OpenStore:
-    """The open parts of one store.
-
-    Attributes:
-        name, folder: of the store.
-        log, projection, query, maintenance, eraser: its parts.
-        schema: checked before each append, or None.
-        embedder: the model, or None.
-        dimensions: of a vector, or None without semantic search.
-        rules: what it accepts.
-        last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
-    """
-
-    log: EventLog
-    projection: Projection
-    query: Query
-    maintenance: Maintenance
-    eraser: Eraser
-
-    def __init__(self, name: str, folder: Path, options: Options, stack: ExitStack) -> None:
-        self.name = name
-        self.folder = folder
-        self.options = options
-        self.schema: Schema | None = None
-        self.embedder: Embedder | None = None
-        self.dimensions: int | None = None
-        self.last_logged_us = 0
-        self.rules = Rules(options)
-        self._stack = stack
-        self._close_lock = threading.Lock()
-
-    def close(self) -> None:
-        """Close every part, the lock last. Blocking; idempotent."""
-        with self._close_lock:
-            self._stack.close()
 
 
 def check_name(name: object) -> str:
@@ -335,7 +295,7 @@ def _open_projection(
         dimensions=store.dimensions,
         schema=store.schema.fingerprint if store.schema is not None else None,
     )
-    embed_texts = None if store.embedder is None else _cached(store.embedder, cache)
+    embed_texts = None if store.embedder is None else cached(store.embedder, cache)
     try:
         store.projection = Projection.open(
             open_host(
@@ -367,23 +327,3 @@ def _open_projection(
     store._stack.callback(store.projection.close)
     store.query = store.projection.query
     return None
-
-
-def _cached(embedder: Embedder, cache: VectorCache | None) -> Callable[[Sequence[str]], np.ndarray]:
-    """The model behind its cache."""
-    if cache is None:
-        return embedder.embed_documents
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        found, vectors = cache.get_many(texts)
-        missing = np.flatnonzero(~found)
-        if len(missing):
-            new_texts = [texts[i] for i in missing.tolist()]
-            try:
-                vectors[missing] = embedder.embed_documents(new_texts)
-            except UnembeddableTextError as error:
-                raise UnembeddableTextError(int(missing[error.index]), error.reason) from error
-            cache.put_many(new_texts, vectors[missing])
-        return vectors
-
-    return embed

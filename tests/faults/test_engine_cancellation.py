@@ -100,7 +100,7 @@ def _check_calls(calls: list[_Call], folder: Path, fault_report: FaultReport) ->
 def _assert_nothing_is_left(memory: AsyncMemory) -> None:
     engine = memory._engine
     assert engine is not None
-    assert (engine._in_flight, len(engine._locks)) == (0, 0)
+    assert (engine._room.in_flight, len(engine._locks)) == (0, 0)
     assert engine._visible.idle
 
 

@@ -111,7 +111,7 @@ MUTATIONS = (
     ),
     Mutation(
         "health forgets that writes fail",
-        "engine/engine",
+        "engine/health",
         "elif (problem := store.log.problem) is not None:",
         "elif (problem := store.log.failure) is not None:",
         HEALTH,

@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an open that is interrupted is not abandoned",
-        "engine/engine",
+        "engine/opening",
         "            with self._lock:\n                self._abandoned = True\n",
         "            with self._lock:\n                self._abandoned = False\n",
         (OBSTACLES,),

@@ -126,10 +126,10 @@ MUTATIONS = (
     ),
     Mutation(
         "health says nothing of tables that are missing",
-        "engine/engine",
-        "        if projector.blocked is not None:\n            problems.append(projector.blocked)\n",
-        "        if projector.blocked is not None and not store.projection.is_missing:\n"
-        "            problems.append(projector.blocked)\n",
+        "engine/health",
+        "    if projector.blocked is not None:\n        problems.append(projector.blocked)\n",
+        "    if projector.blocked is not None and not store.projection.is_missing:\n"
+        "        problems.append(projector.blocked)\n",
         GONE,
     ),
     Mutation(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PACKAGE", "ROOT", "Import", "imports", "package_imports"]
+__all__ = ["PACKAGE", "ROOT", "Import", "imports", "is_module", "package_imports"]
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "pixelmemory"
@@ -32,7 +32,8 @@ class Import(NamedTuple):
         return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
 
 
-def _is_module(package: str, name: str) -> bool:
+def is_module(package: str, name: str) -> bool:
+    """Whether ``name`` is a module of ``package``, both as they stand in an import."""
     folder = ROOT.joinpath(*package.split("."))
     return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
 
@@ -53,7 +54,7 @@ def imports(path: Path) -> Iterator[Import]:
             assert node.level == 0, f"{path}:{node.lineno} is a relative import"
             module = node.module or ""
             # "from pixelmemory import errors" is about pixelmemory.errors
-            targets = [f"{module}.{alias.name}" if _is_module(module, alias.name) else module for alias in node.names]
+            targets = [f"{module}.{alias.name}" if is_module(module, alias.name) else module for alias in node.names]
         else:
             continue
         for target in targets:

@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 
 import pixelmemory
 import pixelmemory.errors
-from tests.harness.imports import PACKAGE, ROOT, Import, imports, package_imports
+from tests.harness.imports import PACKAGE, ROOT, Import, imports, is_module, package_imports
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
@@ -340,7 +340,7 @@ def _named(name: str) -> object:
     found: object = pixelmemory
     module = "pixelmemory"
     for part in name.split("."):
-        if isinstance(found, types.ModuleType) and _is_module(module, part):
+        if isinstance(found, types.ModuleType) and is_module(module, part):
             module = f"{module}.{part}"
             found = importlib.import_module(module)
         else:
