@@ -6,6 +6,7 @@ Pixeltable is one per process, so its home is chosen here, before anything impor
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 PIXELTABLE_HOME = Path(tempfile.mkdtemp(prefix="pixelmemory-tests-"))
+# once more at the very end: Pixeltable's launcher, as the process exits, makes its lock's folder again
+atexit.register(shutil.rmtree, PIXELTABLE_HOME, ignore_errors=True)
 PIXELTABLE_HOME.chmod(0o755)  # PostgreSQL runs as another user where the tests run as root
 os.environ["PIXELTABLE_HOME"] = str(PIXELTABLE_HOME / "pixeltable")
 os.environ["PIXELTABLE_VERBOSITY"] = "0"
