@@ -143,7 +143,7 @@ def live_rows(tables: Any) -> dict[str, list[tuple[Any, ...]]]:
 
     return {
         name: sql(f"SELECT * FROM {stored(tables, name).name} WHERE {LIVE} ORDER BY rowid")
-        for name in tables.memory_tables()
+        for name in {tables.name_of(namespace) for namespace in tables.namespaces()}
     }
 
 
