@@ -1,4 +1,4 @@
-"""Bars 3 and 5 at 100,000 rows: the backlog and its graph beside Chroma, reads, a shared table's namespace."""
+"""Bars 3 and 5 at 100,000 rows: the backlog and its index beside Chroma, reads, a shared table's namespace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sizes(msgspec.Struct):
     rows: int
     #: of the store that the searches are compared with
     small_rows: int
-    #: from which a table gets its graph
+    #: from which a table gets its index
     graph_rows_min: int
     rounds: int
     calls: int
@@ -29,7 +29,7 @@ class Sizes(msgspec.Struct):
     shared_rows: int
 
 
-#: the option's default is 20,000 rows; the smaller sizes set it lower, so that there is a graph
+#: the option's default is 20,000 rows; the smaller sizes set it lower, so that there is an index
 SIZES = {
     "tiny": Sizes(600, 150, 200, 1, 10, 600),
     "small": Sizes(10_000, 1_000, 2_000, 1, 50, 10_000),
@@ -39,7 +39,7 @@ SIZES = {
 
 class Large(msgspec.Struct):
     sizes: Sizes
-    #: until everything is searchable and the graph is there
+    #: until everything is searchable and the index is there
     finished_seconds: float
     #: None: not installed
     chroma_seconds: float | None
@@ -55,7 +55,7 @@ class Large(msgspec.Struct):
 
     def bars(self) -> list[Bar]:
         sizes = self.sizes
-        name, wanted = "a backlog searchable, with its graph", "< 1 x"
+        name, wanted = "a backlog searchable, with its index", "< 1 x"
         if self.chroma_seconds is None:
             bars = [not_run(3, name, "Chroma is not installed", wanted)]
         else:
@@ -126,7 +126,7 @@ async def measure(place: Place) -> Large:
     ):
         await add_corpus(small, small_of)
         await await_indexes(small)
-        say(f"{sizes.rows} rows with the graph")
+        say(f"{sizes.rows} rows with the index")
         started = time.perf_counter()
         ids = await add_corpus(mem, of)
         await await_indexes(mem)

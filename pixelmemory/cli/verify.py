@@ -24,7 +24,7 @@ from pixelmemory.cli.common import (
     show,
 )
 from pixelmemory.doctor.export import is_placeholder, json_line
-from pixelmemory.doctor.inspection import Batch, Damage, DamageKind, LogInspection, owner_pid
+from pixelmemory.doctor.inspection import Damage, DamageKind, DecodedFrame, LogInspection, owner_pid
 from pixelmemory.embedding import embedding_label
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.log.file.frame import FrameKind
@@ -81,7 +81,7 @@ class LogReport(msgspec.Struct):
 
     segments: int = 0
     #: frames that hold events
-    batches: int = 0
+    frames: int = msgspec.field(default=0, name="batches")
     events: int = 0
     #: of them, those that stand for events that a repair took out
     placeholders: int = 0
@@ -103,7 +103,7 @@ class LogReport(msgspec.Struct):
         """Whether events are lost or cannot be read."""
         return bool(self.later_version) or any(damage.kind is DamageKind.EVENTS for damage in self.damage)
 
-    def add(self, item: Batch | Damage) -> None:
+    def add(self, item: DecodedFrame | Damage) -> None:
         """The next thing that was found."""
         if isinstance(item, Damage):
             self.closed = False
@@ -114,7 +114,7 @@ class LogReport(msgspec.Struct):
             return
         self.closed = item.header.kind == FrameKind.CLOSE
         if item.events:
-            self.batches += 1
+            self.frames += 1
             self.events += len(item.events)
             lost = sum(map(is_placeholder, item.events))
             self.placeholders += lost
@@ -211,7 +211,7 @@ class Report(msgspec.Struct):
 
     def _show_log(self) -> None:
         log = self.log
-        counts = [plural(log.segments, "segment"), plural(log.batches, "batch"), plural(log.events, "event")]
+        counts = [plural(log.segments, "segment"), plural(log.frames, "frame"), plural(log.events, "event")]
         show("log", f"{', '.join(counts)}, {plural(log.bytes, 'byte')}")
         if log.last_lsn is not None:
             closed = "closed properly" if log.closed else "not closed"
@@ -223,7 +223,7 @@ class Report(msgspec.Struct):
         if self.erasing:
             show("", "an erase is not finished: the next open goes on with it")
         if log.torn_bytes:
-            text = "of a batch that was never acknowledged; the next open sets them aside: no fault"
+            text = "of a frame that was never acknowledged; the next open sets them aside: no fault"
             show("torn tail", f"{plural(log.torn_bytes, 'byte')} {text}")
         found = [damage for damage in log.damage if damage.path.name != "MANIFEST"]
         show("damage", *(damage_text(damage) for damage in found)) if found else show("damage", "none")
@@ -342,7 +342,7 @@ def _look(
         before = inspection.listing()
         for item in inspection.items(thorough=True):
             report.log.add(item)
-            if fold is not None and isinstance(item, Batch) and not report.log.broken:
+            if fold is not None and isinstance(item, DecodedFrame) and not report.log.broken:
                 for stored in item.events:
                     if stored.lsn <= (report.checkpoint_lsn or 0):
                         fold.add(stored)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pixelmemory.doctor.salvage import (
     LOOK_PAUSE_SECONDS,
-    Batch,
     Damage,
     DamageKind,
+    DecodedFrame,
     SegmentView,
     Verdict,
     view_segment,
@@ -31,7 +31,7 @@ from pixelmemory.log.file.switch import log_folder
 from pixelmemory.log.file.verification import verify_log
 from pixelmemory.store.manifest import MANIFEST_NAME, Manifest
 
-__all__ = ["Batch", "Damage", "DamageKind", "LogInspection", "SegmentView", "owner_pid"]
+__all__ = ["Damage", "DamageKind", "DecodedFrame", "LogInspection", "SegmentView", "owner_pid"]
 
 
 class LogInspection:
@@ -182,7 +182,7 @@ class LogInspection:
 
     # -- what there is
 
-    def items(self, *, from_lsn: int = 1, thorough: bool = False) -> Iterator[Batch | Damage]:
+    def items(self, *, from_lsn: int = 1, thorough: bool = False) -> Iterator[DecodedFrame | Damage]:
         """Every intact frame, and everything that is wrong, in the order of the log. Memory: a megabyte, or one frame.
 
         Args:
@@ -202,7 +202,7 @@ class LogInspection:
             if isinstance(error, LogCorruptError):
                 yield Damage(DamageKind.EVENTS, error.path, error.byte_offset, 0, error.lsn, None, error.reason)
 
-    def _items(self, from_lsn: int) -> Iterator[Batch | Damage]:
+    def _items(self, from_lsn: int) -> Iterator[DecodedFrame | Damage]:
         yield from self._check_manifest()
         if self.manifest is not None and self.manifest.has_log and not self.segments:
             first = self.log_folder / segment_name(1)

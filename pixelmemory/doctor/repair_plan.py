@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixelmemory.doctor.inspection import LogInspection
-from pixelmemory.doctor.salvage import Batch, Damage, DamageKind, SegmentView
+from pixelmemory.doctor.salvage import Damage, DamageKind, DecodedFrame, SegmentView
 from pixelmemory.errors import ManifestError, StoreError
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.files import Files
@@ -132,8 +132,8 @@ class _Evidence:
         #: after the last event that can be read
         self.next_lsn = 1
 
-    def add(self, item: Batch | Damage) -> None:
-        if isinstance(item, Batch):
+    def add(self, item: DecodedFrame | Damage) -> None:
+        if isinstance(item, DecodedFrame):
             last_lsn = item.header.first_lsn + item.header.event_count - 1
             self.next_lsn = last_lsn + 1
             self.proved = max(self.proved, item.header.durable_lsn, last_lsn)
@@ -218,7 +218,7 @@ def frames_up_to(files: Files, view: SegmentView, path: Path, end_bytes: int) ->
 def events_behind(inspection: LogInspection, first_lsn: int) -> Iterator[StoredEvent]:
     """The events from ``first_lsn`` on that can be read, and that were not taken out before."""
     for item in inspection.items(from_lsn=first_lsn):
-        if isinstance(item, Batch):
+        if isinstance(item, DecodedFrame):
             for stored in item.events:
                 if stored.lsn >= first_lsn and not isinstance(stored.event, EventRemoved):
                     yield stored

@@ -31,9 +31,9 @@ from pixelmemory.log.file.walk import CHUNK_BYTES, BadFrameError, SegmentFile
 
 __all__ = [
     "LOOK_PAUSE_SECONDS",
-    "Batch",
     "Damage",
     "DamageKind",
+    "DecodedFrame",
     "SegmentView",
     "Verdict",
     "view_segment",
@@ -52,7 +52,7 @@ Verdict = VerifiedLog | LogError | None
 class DamageKind(enum.Enum):
     """What damage means for the log."""
 
-    #: no fault: the end of a batch that was never acknowledged; the next open sets it aside
+    #: no fault: the end of a frame that was never acknowledged; the next open sets it aside
     TORN = "torn"
     #: events are lost, or cannot be relied on
     EVENTS = "events"
@@ -82,7 +82,7 @@ class Damage(NamedTuple):
     reason: str
 
 
-class Batch(NamedTuple):
+class DecodedFrame(NamedTuple):
     """One intact frame."""
 
     path: Path
@@ -143,7 +143,7 @@ def view_segment(files: Files, path: Path) -> SegmentView:
 
 def walk_segment(
     files: Files, view: SegmentView, following: SegmentView | None, verdict: Callable[[], Verdict]
-) -> Iterator[Batch | Damage]:
+) -> Iterator[DecodedFrame | Damage]:
     """Every intact frame of a segment, and its damage, in order; completes ``view``.
 
     Args:
@@ -180,7 +180,7 @@ class _Walk:
         self.following = following
         self.verdict = verdict
 
-    def items(self) -> Iterator[Batch | Damage]:
+    def items(self) -> Iterator[DecodedFrame | Damage]:
         header = self.view.header
         if header is not None:
             segment = self._segment(header)
@@ -209,7 +209,7 @@ class _Walk:
 
     # -- frames
 
-    def _frames(self, segment: Segment, place: Place | None) -> Iterator[Batch | Damage]:
+    def _frames(self, segment: Segment, place: Place | None) -> Iterator[DecodedFrame | Damage]:
         last = self.following is None
         end = place  # of the frames, a seal left out
         while place is not None:
@@ -239,10 +239,10 @@ class _Walk:
                     self.view.end = end
                 place = end = then
 
-    def _decoded(self, frame: Frame) -> Batch | Damage:
+    def _decoded(self, frame: Frame) -> DecodedFrame | Damage:
         view = self.view
         try:
-            return Batch(
+            return DecodedFrame(
                 view.path, frame.byte_offset, frame.total_bytes, frame.header, decode_records(frame, view.path)
             )
         except UnknownEventError as error:

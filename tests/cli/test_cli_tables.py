@@ -156,12 +156,12 @@ def test_dead_letters(program: Program, open_memory: OpenMemory, store_name: str
             physical = resolve(pxt.get_table(f"{tables_path(store_name)}/{table_name('default_namespace')}"))
             column = physical.columns["content"]
             with psycopg.connect(connection_string()) as connection:
-                statement = f"ALTER TABLE {physical.name} ADD CONSTRAINT no_poison CHECK ({column} <> 'poison')"
+                statement = f"ALTER TABLE {physical.name} ADD CONSTRAINT no_refused CHECK ({column} <> 'refused')"
                 connection.execute(statement.encode())
 
         with_pixeltable(refuse)
-        memory.add_entries([{"content": text, "memory_id": text} for text in ("good", "poison", "better")])
-        memory.update_memory("poison", metadata={"a": 1})
+        memory.add_entries([{"content": text, "memory_id": text} for text in ("good", "refused", "better")])
+        memory.update_memory("refused", metadata={"a": 1})
         memory.flush()
         report = verify(program, tmp_path / store_name, 1)
         found = report["projection"]

@@ -91,7 +91,7 @@ def test_a_store_that_is_open(program: Program, store: Path, events: list[Event]
 
 
 def test_a_store_that_is_being_written_to(program: Program, tmp_path: Path) -> None:
-    """Batches that are half written, and segments that begin, are no findings."""
+    """Frames that are half written, and segments that begin, are no findings."""
     store = tmp_path / "notes"
     stop = threading.Event()
     with open_log(store) as log:
@@ -143,7 +143,7 @@ def test_a_flipped_byte(program: Program, store: Path, events: list[Event]) -> N
     assert (log_report["events"], log_report["readable_behind_damage"]) == (len(events) - 1, len(events) - lsn)
     text = program("verify", store, "--log-only").out
     assert f"damage       {path.name}, byte {frame} (" in text
-    assert f"), LSN {lsn}: the batch fails its checksum\n" in text
+    assert f"), LSN {lsn}: the frame fails its checksum\n" in text
     assert text.endswith("result       1 finding\n")
 
 

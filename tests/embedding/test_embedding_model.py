@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pixelmemory.embedding import Embedder, open_embedder, parse_embedding_config
 from pixelmemory.embedding.model import SentenceTransformerEmbedder, _FairLock
 from pixelmemory.errors import InvalidArgumentError, UnembeddableTextError
-from tests.harness.tiny_models import DIMENSIONS, POISON_ID, change_weight, save_bert, save_static, set_prompts
+from tests.harness.tiny_models import DIMENSIONS, REFUSED_ID, change_weight, save_bert, save_static, set_prompts
 
 TEXTS = ["the cat sat", "a dog ran far", "on the mat", "cat"]
 E5_VARIABLE = "PIXELMEMORY_TEST_E5"
@@ -211,23 +211,23 @@ def test_half_precision_gives_float32_near_the_full(bert: Path) -> None:
 
 
 def test_a_vector_that_is_not_finite_names_its_text(bert: Path) -> None:
-    change_weight(bert, "embeddings.word_embeddings.weight", POISON_ID, float("nan"))
+    change_weight(bert, "embeddings.word_embeddings.weight", REFUSED_ID, float("nan"))
     embedder = opened(bert, batch_size=2)
-    texts = ["a cat", "the dog ran", "a cat", "a poison", "the mat"]
+    texts = ["a cat", "the dog ran", "a cat", "a refused", "the mat"]
     with pytest.raises(UnembeddableTextError, match="not finite") as caught:
         embedder.embed_documents(texts)
     assert caught.value.index == 3
     del texts[3]
     assert np.isfinite(embedder.embed_documents(texts)).all()
     with pytest.raises(UnembeddableTextError) as caught:
-        embedder.embed_query("poison")
+        embedder.embed_query("refused")
     assert caught.value.index == 0
 
 
 def test_a_zero_vector_names_its_text(tmp_path: Path) -> None:
-    embedder = opened(save_static(tmp_path / "static", zero_word="poison"))
+    embedder = opened(save_static(tmp_path / "static", zero_word="refused"))
     with pytest.raises(UnembeddableTextError, match="zero") as caught:
-        embedder.embed_documents(["cat", "dog", "poison"])
+        embedder.embed_documents(["cat", "dog", "refused"])
     assert caught.value.index == 2
     with pytest.raises(UnembeddableTextError):
         embedder.embed_query("")

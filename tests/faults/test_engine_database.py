@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness.engine_oracle import check_store
-from tests.harness.engine_poison import refuse_with
 from tests.harness.engine_tools import answer_of, open_memory, pixeltable_home, run_script, vector
 from tests.harness.fault_report import FaultReport, Verdict, timed_rounds
+from tests.harness.refusals import refuse_with
 
 SCRIPT = """
     import json, os, signal, sys, threading, time

@@ -27,10 +27,10 @@ from pixelmemory.projection.pixeltable.startup import connection_string
 from pixelmemory.store.manifest import Manifest
 from tests.harness.engine_lives import Life, Lives, canary_ids, lives
 from tests.harness.engine_oracle import check_store, events_of
-from tests.harness.engine_poison import forbid_poison, let_poison_in
 from tests.harness.engine_tools import async_memory, tables_of, vector
 from tests.harness.engine_tools import open_memory as open_given
 from tests.harness.fault_report import LONG_FORM, FaultReport
+from tests.harness.refusals import accept_marked, refuse_marked
 
 if TYPE_CHECKING:
     from pixelmemory import Memory
@@ -385,27 +385,27 @@ def test_memories_with_a_dead_letter_keep_their_history(
         memory.add_entry("first", memory_id="one")
         memory.add_entry("first", memory_id="two")
         memory.flush()
-        forbid_poison(store_name)
-        memory.update_memory("one", content="poison")
+        refuse_marked(store_name)
+        memory.update_memory("one", content="refused")
         memory.update_memory("one", metadata={"waits": True})
         memory.update_memory("two", content="second")
         memory.flush()
         assert not memory.health().ok
         memory.compact()
         assert _types(tmp_path / store_name) == [1, REMOVED, 2, 2, 1]
-        let_poison_in(store_name)
+        accept_marked(store_name)
         assert memory.retry_dead_letters() == 2
         record = memory.get_memory("one")
         assert record is not None
-        assert (record["content"], record["metadata"]) == ("poison", {"waits": True})
+        assert (record["content"], record["metadata"]) == ("refused", {"waits": True})
 
 
 def test_an_erase_takes_dead_letters_with_it(open_memory: OpenMemory, tmp_path: Path, store_name: str) -> None:
     with open_memory() as memory:
         memory.add_entry("first", memory_id="one")
         memory.flush()
-        forbid_poison(store_name)
-        memory.update_memory("one", content="poison in a bottle")
+        refuse_marked(store_name)
+        memory.update_memory("one", content="refused in a bottle")
         memory.update_memory("one", metadata={"waits": True})
         memory.flush()
         assert memory.stats().dead_letters == 2
@@ -415,7 +415,7 @@ def test_an_erase_takes_dead_letters_with_it(open_memory: OpenMemory, tmp_path: 
         assert memory.get_memory("one") is None
         assert memory.count() == 0
         assert memory.add_entry("anew", memory_id="one") == "one"
-        let_poison_in(store_name)
+        accept_marked(store_name)
         assert memory.retry_dead_letters() == 0
         assert memory.count() == 1
     assert not _hits(tmp_path / store_name, "bottle")
@@ -463,7 +463,7 @@ ERASE_POINTS = [
     *(f"manifest.{moment}" for moment in ("before_write", "after_write", "after_rename", "after_folder_sync")),
     *ERASE_FAULT_POINTS,
     *(point for point in LOG_FAULT_POINTS if point.startswith("rewrite.")),
-    # these tables are too small for a graph; tests/store/test_purge.py has one
+    # these tables are too small for an index; tests/store/test_purge.py has one
     *(point for point in PURGE_FAULT_POINTS if point != "purge.hnsw_built"),
 ]
 

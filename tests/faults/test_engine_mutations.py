@@ -16,14 +16,14 @@ PROCESSES = "engine/test_processes.py::test_"
 CACHE = "embedding/test_vector_cache.py::test_"
 CRASH = "faults/test_engine_projection_crash.py::test_a_kill_at_each_point"
 CANCELLED = "faults/test_engine_cancellation.py::test_"
-POISON = "faults/test_engine_poison.py::test_"
+REFUSED = "faults/test_engine_refused.py::test_"
 FAILURES = "faults/test_engine_log_failures.py::test_"
 REPLAY = "faults/test_engine_replay.py"
 DEATH = "faults/test_engine_projector_death.py"
 DATABASE = "faults/test_engine_database.py"
 BATCHES = "faults/test_engine_batches.py::test_"
 
-ONE_POISONED = f"{POISON}one_poisoned_event_in_a_batch[default]"
+ONE_REFUSED = f"{REFUSED}one_refused_event_in_a_batch[default]"
 AILS = f"{DATABASE}::test_what_ails_the_database_is_no_fault_of_the_events[default]"
 REBUILT = f"{REBUILD}a_deleted_projection_is_rebuilt[per namespace]"
 OWN_WRITES = f"{CONTRACT}a_reader_sees_its_own_writes"
@@ -74,7 +74,7 @@ MUTATIONS = (
         "projection/dead_letters",
         "checkpoint_lsn=None, replace=True, revived",
         "checkpoint_lsn=None, replace=False, revived",
-        (f"{POISON}a_row_that_a_user_put_where_an_add_belongs_makes_way",),
+        (f"{REFUSED}a_row_that_a_user_put_where_an_add_belongs_makes_way",),
     ),
     Mutation(
         "the watermark advances before the commit",
@@ -99,42 +99,42 @@ MUTATIONS = (
         "projection/dead_letters",
         "            dead += letters_of(part[0], reason)\n",
         "",
-        (ONE_POISONED,),
+        (ONE_REFUSED,),
     ),
     Mutation(
         "a dead letter is not written down",
         "projection/pixeltable/writer",
         "            if recorded:\n",
         "            if False:\n",
-        (ONE_POISONED,),
+        (ONE_REFUSED,),
     ),
     Mutation(
         "a retried dead letter is not taken off the list",
         "projection/pixeltable/writer",
         "            if revived_lsns:\n",
         "            if False:\n",
-        (ONE_POISONED,),
+        (ONE_REFUSED,),
     ),
     Mutation(
         "an update whose memory is not in the table is dropped",
         "projection/pixeltable/writer",
         "                missing += self._apply_table(",
         "                self._apply_table(",
-        (f"{POISON}an_update_of_a_row_that_a_user_deleted_meanwhile_is_a_dead_letter",),
+        (f"{REFUSED}an_update_of_a_row_that_a_user_deleted_meanwhile_is_a_dead_letter",),
     ),
     Mutation(
         "events overtake a dead letter of their memory",
         "projection/projector",
         "if (blocked_by := self._dead_keys.get(key)) is not None:",
         "if (blocked_by := None) is not None:",
-        (f"{POISON}an_update_that_is_refused_keeps_later_events_of_its_memory_in_order",),
+        (f"{REFUSED}an_update_that_is_refused_keeps_later_events_of_its_memory_in_order",),
     ),
     Mutation(
         "events overtake a dead letter of an earlier life",
         "projection/projector",
         "        self._dead_keys = _first_lsns(dead_letters)\n",
         "        self._dead_keys = _first_lsns([])\n",
-        (f"{POISON}events_wait_behind_a_dead_letter_of_an_earlier_life",),
+        (f"{REFUSED}events_wait_behind_a_dead_letter_of_an_earlier_life",),
     ),
     Mutation(
         "every error of the database makes dead letters",
@@ -155,14 +155,14 @@ MUTATIONS = (
         "projection/sql/failures",
         "            return cause.sqlstate[:2] in _INFRASTRUCTURE_CLASSES\n",
         "            return True\n",
-        (f"{POISON}a_dead_letter_is_a_wait_for_nobody",),
+        (f"{REFUSED}a_dead_letter_is_a_wait_for_nobody",),
     ),
     Mutation(
         "a text that the model refuses is tried again for ever",
         "projection/sql/failures",
         "        if also(cause):\n            return True\n    return False\n",
         "        if also(cause):\n            return True\n    return True\n",
-        (f"{POISON}a_text_that_the_model_refuses",),
+        (f"{REFUSED}a_text_that_the_model_refuses",),
     ),
     # -- the fold
     Mutation(
@@ -263,11 +263,11 @@ MUTATIONS = (
         (f"{REBUILD}parts_of_the_projection_are_deleted",),
     ),
     Mutation(
-        "a half-built graph is left in the way",
+        "a half-built index is left in the way",
         "projection/sql/hnsw",
         "            if _is_valid(connection, table.hnsw) is False:",
         "            if False:",
-        ("faults/test_engine_graph.py",),
+        ("faults/test_engine_hnsw.py",),
     ),
     Mutation(
         "another store's projection is taken",
@@ -394,7 +394,7 @@ MUTATIONS = (
         "engine/engine",
         "    by_row = [memory_id for memory_id, exists in dead.items() if exists is None]\n",
         "    by_row = list(dead)\n    dead = {}\n",
-        (f"{POISON}a_delete_waits_behind_a_dead_letter_and_answers_what_was_acknowledged",),
+        (f"{REFUSED}a_delete_waits_behind_a_dead_letter_and_answers_what_was_acknowledged",),
     ),
     Mutation(
         "a withdrawn append counts for ever",
@@ -488,7 +488,7 @@ MUTATIONS = (
         "engine/health",
         "    if letters:\n",
         "    if False:\n",
-        (ONE_POISONED,),
+        (ONE_REFUSED,),
     ),
     Mutation(
         "health is green while the projector is blocked",

@@ -16,9 +16,9 @@ from pixeltable.exceptions import NotFoundError
 from pixelmemory.faults import PROJECTION_FAULT_POINTS
 from tests.harness.engine_lives import Life, Lives, acknowledged_in, lives
 from tests.harness.engine_oracle import check_store, events_of
-from tests.harness.engine_poison import let_poison_in
 from tests.harness.engine_tools import open_memory
 from tests.harness.fault_report import FaultReport, Verdict, timed_rounds
+from tests.harness.refusals import accept_marked
 
 #: batches of a few events, so that there are many
 SMALL: dict[str, Any] = {"batch_events_max": 5, "linger_seconds": 0.0, "segment_bytes_max": 16_384}
@@ -31,9 +31,9 @@ def forked() -> Iterator[Lives]:
 
 
 def _mend(name: str) -> None:
-    """Let the poison in, where the kill came before the life did so itself, and left a table."""
+    """Let the refused memory in, where the kill came before the life did so itself, and left a table."""
     with contextlib.suppress(psycopg.errors.UndefinedObject, ValueError, NotFoundError):
-        let_poison_in(name, "a")
+        accept_marked(name, "a")
 
 
 def _judge(home: Path, name: str, fault_report: FaultReport, **options: Any) -> None:
@@ -76,7 +76,7 @@ def test_a_kill_at_each_point(
         assert answer.exit_code == -signal.SIGKILL, f"{point}: {nth} hits did not come; a whole life has {answer.hits}"
         fault_report.add(f"projection_crash: SIGKILL at {point.partition('.')[0]}.*")
         if source.random() < 0.5:
-            _mend(name)  # while the store is closed: the poison is none any more when it comes again
+            _mend(name)  # while the store is closed: nothing is refused any more when it comes again
         _judge(home, name, fault_report, batch_events_max=source.choice([2, 2000]))
 
 

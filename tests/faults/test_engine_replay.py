@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness.engine_oracle import check_store
-from tests.harness.engine_poison import forbid_poison, let_poison_in
 from tests.harness.engine_tools import open_memory, run_script, vector
+from tests.harness.refusals import accept_marked, refuse_marked
 
 #: the rows of a batch are in the table, its checkpoint is not; meanwhile one of its memories is deleted
 LIFE = """
@@ -39,9 +39,9 @@ threading.Event().wait(30)
     ("direct_sql", "point", "contents"),
     [
         (False, "apply.rows", "deleted kept"),
-        (True, "projector.bisect.after", "deleted kept poison"),
+        (True, "projector.bisect.after", "deleted kept refused"),
         # nothing that is there already refuses the batch when it comes again
-        (True, "projector.bisect.after", "deleted poison"),
+        (True, "projector.bisect.after", "deleted refused"),
     ],
     ids=["public API", "default", "default, nothing kept"],
 )
@@ -51,11 +51,11 @@ def test_a_memory_that_was_deleted_stays_deleted(
     with open_memory(tmp_path, store_name, direct_sql=direct_sql) as memory:
         memory.add_entries([{"content": "before", "memory_id": "before", "embedding": vector(0)}])
     if direct_sql:
-        forbid_poison(store_name)
+        refuse_marked(store_name)
     ended = run_script(LIFE, tmp_path, store_name, direct_sql, point, contents)
     assert ended.returncode == 7, ended.stderr
     if direct_sql:
-        let_poison_in(store_name)  # so that nothing is refused, and looked for, when it comes again
+        accept_marked(store_name)  # so that nothing is refused, and looked for, when it comes again
     with open_memory(tmp_path, store_name, direct_sql=direct_sql) as memory:
         memory.flush()
         assert memory.health().ok, memory.health()

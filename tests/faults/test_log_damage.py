@@ -1,6 +1,6 @@
 """trunc_every_byte, flip_every_bit, segment_mixups: damage is refused with its place, and changes nothing silently.
 
-A log that was cut, or lost its last sectors, may look like one whose last write was cut off; then the whole batches
+A log that was cut, or lost its last sectors, may look like one whose last write was cut off; then the whole frames
 before it are there, all of them, and what was dropped is in quarantine.
 """
 

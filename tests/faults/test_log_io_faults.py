@@ -23,7 +23,7 @@ from tests.harness.simulated_disk import DiskFiles, SimulatedDisk
 
 #: events of each append; they fill several segments of 4 KiB
 APPENDS = (1, 3, 1, 2, 8, 1, 1, 4, 2, 1, 12, 1, 2, 3)
-#: after so many appends the store is closed and opened again, or killed while it writes a batch
+#: after so many appends the store is closed and opened again, or killed while it writes a frame
 CLOSE_AFTER, KILL_AFTER = 4, 9
 NEVER = 10**9
 
@@ -177,7 +177,7 @@ class _Run:
                 self.book.promised |= self.book.acked
 
     def kill(self, store: Store) -> None:
-        """End the process while it writes a batch and makes a segment; nothing is closed."""
+        """End the process while it writes a frame and makes a segment; nothing is closed."""
         self.files.dies_in_write = True
         store.submit(20)
         store.wait()

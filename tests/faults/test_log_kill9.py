@@ -63,7 +63,7 @@ def _kill_at_random_moments(number: int, fault_report: FaultReport, folder: Path
 
 @pytest.fixture(scope="module")
 def killed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose writer was killed while it wrote a batch: whole batches, then a part of one."""
+    """A store whose writer was killed while it wrote a frame: whole frames, then a part of one."""
     folder = tmp_path_factory.mktemp("killed") / "store"
     store = Store(Book(), folder, Options(segment_bytes_max=4096), Files())
     for count in (1, 3, 9, 2, 2):

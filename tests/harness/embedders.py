@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 DIMENSIONS = 16
 
 #: texts with this word have no vector while ``failing`` is set
-POISON = "poison"
+REFUSED = "refused"
 failing = [True]
 #: the texts that :func:`embed_words` was called with
 embedded: list[str] = []
@@ -19,7 +19,7 @@ embedded: list[str] = []
 
 def words_vector(text: str) -> NDArray[np.float32]:
     """The sum of one random vector a word: texts that share words are near each other. Float32, (DIMENSIONS,)."""
-    if POISON in text and failing[0]:
+    if REFUSED in text and failing[0]:
         raise ValueError("this text has no vector")
     vector = np.full(DIMENSIONS, 0.01)
     for word in text.lower().split():

@@ -183,7 +183,7 @@ class _Script:
             for _ in range(30):
                 self.step(memory)
             if self.life.eventful:
-                self.poison(memory)
+                self.refuse_one(memory)
         if self.life.eventful:
             with opened(rebuild=True) as memory:
                 for _ in range(5):
@@ -201,7 +201,7 @@ class _Script:
 
     def fill(self, memory: Any, canary: str) -> None:
         """Others, and memories that hold the canary wherever a caller can put it; some of them changed, one deleted."""
-        from tests.harness.engine_poison import forbid_poison
+        from tests.harness.refusals import refuse_marked
 
         for _ in range(4):
             self.add(memory, "a", 3)
@@ -213,28 +213,28 @@ class _Script:
                 f"{canary} {long}", "b", metadata, memory_id=memory_id, embedding=vector(self.life.seed + 10**6)
             )
         memory.flush()
-        forbid_poison(self.life.name, "b")
+        refuse_marked(self.life.name, "b")
         first, second, third = canary_ids(canary)
         memory.update_memory(first, "b", f"changed {canary}", embedding=vector(1))
         memory.update_memory(second, "b", metadata={"changed": f"{canary} {long[::-1]}"})
-        memory.update_memory(second, "b", f"poison {canary}", embedding=vector(1))
+        memory.update_memory(second, "b", f"refused {canary}", embedding=vector(1))
         memory.delete_memory(third, "b")
         self.add(memory, "b", 3)
         memory.flush()
 
-    def poison(self, memory: Any) -> None:
-        from tests.harness.engine_poison import forbid_poison, let_poison_in
+    def refuse_one(self, memory: Any) -> None:
+        from tests.harness.refusals import accept_marked, refuse_marked
 
         self.add(memory, "a", 1)
         memory.flush()
-        forbid_poison(self.life.name, "a")
+        refuse_marked(self.life.name, "a")
         self.add(memory, "a", 3)
-        self.add(memory, "a", 1, "poison")
+        self.add(memory, "a", 1, "refused")
         self.add(memory, "a", 2)
         for _ in range(5):
             self.step(memory)
         memory.flush()
-        let_poison_in(self.life.name, "a")
+        accept_marked(self.life.name, "a")
         memory.retry_dead_letters()
 
 
@@ -288,7 +288,7 @@ def _main() -> None:
 
     import pixelmemory.projection.projection
     import pixelmemory.projection.query  # noqa: F401
-    from tests.harness import engine_poison  # noqa: F401 - imported once, before the forks
+    from tests.harness import refusals  # noqa: F401 - imported once, before the forks
 
     for line in sys.stdin:
         life = msgspec.json.decode(line, type=Life)

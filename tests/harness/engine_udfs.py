@@ -10,7 +10,7 @@ import pixeltable as pxt
 
 __all__ = ["embed_or_refuse", "embed_through_gates", "mended", "model_gate", "text_gate"]
 
-#: while it is False, texts that begin with "poison" cannot be embedded
+#: while it is False, texts that begin with "refused" cannot be embedded
 mended = False
 #: set: the function, as it is looked at when a store is opened, and as it embeds texts, answers
 model_gate, text_gate = threading.Event(), threading.Event()
@@ -21,7 +21,7 @@ text_gate.set()
 @pxt.udf  # type: ignore[untyped-decorator]
 def embed_or_refuse(text: str) -> pxt.Array[(8,), pxt.Float]:
     """A vector of its own for each text."""
-    if text.startswith("poison") and not mended:
+    if text.startswith("refused") and not mended:
         raise ValueError("this text cannot be embedded")
     source = random.Random(text)
     return np.array([source.gauss(0, 1) for _ in range(8)], dtype=np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelmemory import Options
-from pixelmemory.doctor.inspection import Batch, Damage, DamageKind, LogInspection
+from pixelmemory.doctor.inspection import Damage, DamageKind, DecodedFrame, LogInspection
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import FileLog
@@ -125,7 +125,7 @@ def read_all(log: FileLog, *, events_max: int = 1000, bytes_max: int = 1 << 20) 
 def looked_into(folder: Path) -> tuple[list[StoredEvent], list[Damage]]:
     """Every event that can be read without opening the log, and what is wrong with it; no MANIFEST is no damage."""
     items = list(LogInspection(folder, live=False).items(thorough=True))
-    events = [event for item in items if isinstance(item, Batch) for event in item.events]
+    events = [event for item in items if isinstance(item, DecodedFrame) for event in item.events]
     damage = [item for item in items if isinstance(item, Damage)]
     return events, [each for each in damage if each.kind is not DamageKind.MANIFEST]
 

@@ -8,11 +8,11 @@ import shutil
 import warnings
 from pathlib import Path
 
-WORDS = "query passage : the a cat dog sat on mat ran far poison".split()
+WORDS = "query passage : the a cat dog sat on mat ran far refused".split()
 DIMENSIONS = 32
 _VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz"]
 _VOCABULARY += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-POISON_ID = _VOCABULARY.index("poison")
+REFUSED_ID = _VOCABULARY.index("refused")
 
 
 def save_bert(folder: Path, *, seed: int = 0) -> Path:

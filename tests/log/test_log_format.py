@@ -188,7 +188,7 @@ def test_a_record_longer_than_its_batch_is_damage() -> None:
     body = bytearray(body_of([added(1)], bytes(16), 7))
     body[0] += 1
     frame = frame_of(build(bytes(body)))
-    with pytest.raises(LogCorruptError, match="beyond its batch"):
+    with pytest.raises(LogCorruptError, match="beyond its frame"):
         check_records(frame, PATH)
 
 

@@ -114,7 +114,7 @@ def test_a_kill_loses_nothing_and_says_that_it_was_not_closed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mode", SyncMode)
-def test_a_cut_leaves_whole_batches_and_keeps_the_rest_aside(
+def test_a_cut_leaves_whole_frames_and_keeps_the_rest_aside(
     tmp_path: Path, mode: SyncMode, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = small(tmp_path, sync_mode=mode)
@@ -213,7 +213,7 @@ def test_damage_of_the_last_batch_but_one_is_seen_though_the_last_is_torn(tmp_pa
 
 
 def test_a_torn_sector_with_anything_after_it_is_damage(tmp_path: Path) -> None:
-    """Each frame is synced before the next is written, so a batch that something follows was whole once."""
+    """Each frame is synced before the next is written, so a frame that something follows was whole once."""
     store = small(tmp_path)
     sector = (store.starts[2] // 512 + 1) * 512
     change(store.last, sector, bytes(512))
@@ -235,7 +235,7 @@ def test_a_final_batch_of_full_length_with_a_bad_checksum_is_refused_unless_aske
 
 
 def test_a_properly_closed_log_has_no_torn_tail(tmp_path: Path) -> None:
-    """The closing mark attests the last batch: whatever happens to it is damage."""
+    """The closing mark attests the last frame: whatever happens to it is damage."""
     events = [added(n, "x" * 900) for n in range(3)]
     with opened(tmp_path / "store") as store:
         store.append_each(events)
@@ -274,7 +274,7 @@ def test_a_batch_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert (error.byte_offset, error.lsn) == (store.starts[4], 9)
 
 
-def test_two_batches_that_changed_places_are_refused(tmp_path: Path) -> None:
+def test_two_frames_that_changed_places_are_refused(tmp_path: Path) -> None:
     store = small(tmp_path)
     data = store.last.read_bytes()
     a, b, c = store.starts[1:4]

@@ -147,11 +147,11 @@ def live_rows(tables: Any) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-def forbid_poison(tables: Any) -> None:
-    """Contents that begin with "poison" cannot enter the table, as by a user's own constraint."""
+def refuse_marked(tables: Any) -> None:
+    """Contents that begin with "refused" cannot enter the table, as by a user's own constraint."""
     table = stored(tables, tables.name_of(NAMESPACE))
     content = table.columns["content"]
-    sql(f"ALTER TABLE {table.name} ADD CONSTRAINT no_poison CHECK ({content} NOT LIKE 'poison%')")
+    sql(f"ALTER TABLE {table.name} ADD CONSTRAINT no_refused CHECK ({content} NOT LIKE 'refused%')")
 
 
 def purge_and_scrub(tables: Any, ids: Collection[str] | None, up_to_lsn: int) -> None:
@@ -232,9 +232,9 @@ def test_nothing_of_erased_memories_is_left(tmp_path: Path, store_name: str, lay
         _add_what_users_add(path, store_name)
         ids = add_canaries(memory, canaries)
         _take_snapshot(path, store_name)
-        forbid_poison(tables)
+        refuse_marked(tables)
         memory.add_entry(
-            f"poison {canaries.texts['dead content']}", memory_id=canaries.texts["dead id"], embedding=vector(1)
+            f"refused {canaries.texts['dead content']}", memory_id=canaries.texts["dead id"], embedding=vector(1)
         )
         memory.flush()
         assert memory.stats().dead_letters == 1
@@ -264,9 +264,9 @@ def test_nothing_of_erased_memories_is_left(tmp_path: Path, store_name: str, lay
         assert set(_rows_in_views(store_name).values()) == {41 if layout is Layout.SHARED else 40}
         assert sql(f"SELECT * FROM {stored(tables, 'dead_letters').name}") == []
         # and the memories may come again
-        sql(f"ALTER TABLE {stored(tables, name).name} DROP CONSTRAINT no_poison")
+        sql(f"ALTER TABLE {stored(tables, name).name} DROP CONSTRAINT no_refused")
         memory.add_entry("again", memory_id=ids[0], embedding=vector(2))
-        memory.add_entry("poison again", memory_id=ids[2], embedding=vector(2))
+        memory.add_entry("refused again", memory_id=ids[2], embedding=vector(2))
         assert memory.get_memory(ids[2]) is not None
         purge_and_scrub(tables, ids, memory.last_lsn - 2)
         assert memory.get_memory(ids[0]) is not None
@@ -340,7 +340,7 @@ def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
     from pixelmemory.faults import PURGE_FAULT_POINTS
 
     searched = ("content", "metadata", "vectors")
-    points = sorted(PURGE_FAULT_POINTS, key=lambda point: point != "purge.hnsw_built")  # while there is a graph
+    points = sorted(PURGE_FAULT_POINTS, key=lambda point: point != "purge.hnsw_built")  # while there is an index
     with purging_processes() as purge_in_process:
         with open_memory(tmp_path, store_name, graph_rows_min=10) as memory:
             for n in range(40):
@@ -350,7 +350,7 @@ def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
             assert keeper.wait(30)
             tables = tables_of(memory)
             table = stored(tables, tables.name_of(NAMESPACE))
-            assert graph_is_valid(table)
+            assert index_is_valid(table)
             kept = live_rows(tables)
             for point in points:
                 canaries = Canaries()
@@ -370,10 +370,10 @@ def test_a_kill_at_each_point(tmp_path: Path, store_name: str) -> None:
             memory.add_entry("one more", embedding=vector(1))
             memory.flush()
             assert indexes_of(memory).wait(30)
-            assert graph_is_valid(table), "what a kill took away is built again"
+            assert index_is_valid(table), "what a kill took away is built again"
 
 
-def graph_is_valid(table: Any) -> bool:
+def index_is_valid(table: Any) -> bool:
     rows = sql(f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{table.hnsw}')")
     return rows == [(True,)]
 

@@ -292,15 +292,15 @@ def test_both_layouts_and_both_read_paths_agree(tmp_path_factory: pytest.TempPat
                 assert left == {key: value for key, value in right.items() if key != "similarity_score"}
 
 
-# ------------------------------------------------------------------------------------------------------- the graph
+# ------------------------------------------------------------------------------------------------------- the index
 
-GRAPH_DIMENSIONS = 24
-GRAPH_ROWS = 3000
+INDEX_DIMENSIONS = 24
+INDEX_ROWS = 3000
 
 
 @pytest.fixture(scope="module")
 def planner_likes_hnsw() -> Iterator[None]:
-    """PostgreSQL scans tables of a few thousand rows whatever indexes there are; here it is to prefer the graph."""
+    """PostgreSQL scans tables of a few thousand rows whatever indexes there are; here it is to prefer the index."""
     start_pixeltable(keep_http_server=False)
     settings = ("enable_seqscan", "enable_sort")
     with psycopg.connect(connection_string(), autocommit=True) as connection:
@@ -320,20 +320,20 @@ class Large(NamedTuple):
     vectors: dict[str, NDArray[np.float32]]
 
 
-def graph_was_used(mem: Memory, namespace: str) -> bool:
-    """Whether PostgreSQL has answered a search from the graph of the namespace's table."""
+def index_was_used(mem: Memory, namespace: str) -> bool:
+    """Whether PostgreSQL has answered a search from the index of the namespace's table."""
     tables = tables_of(mem)
     name = tables.name_of(namespace)
     assert name is not None
-    graph = tables.physical(name).hnsw
+    index = tables.physical(name).hnsw
     deadline = time.monotonic() + 120
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         while time.monotonic() < deadline:
             # a connection reports what it has counted when it is used a second later
-            mem.search(namespace, vector=np.ones(GRAPH_DIMENSIONS), limit=1)
+            mem.search(namespace, vector=np.ones(INDEX_DIMENSIONS), limit=1)
             statement = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = %s"
-            row = connection.execute(statement, (graph,)).fetchone()
-            assert row is not None, "the graph is there"
+            row = connection.execute(statement, (index,)).fetchone()
+            assert row is not None, "the index is there"
             if row[0] > 0:
                 return True
             time.sleep(0.1)
@@ -361,10 +361,10 @@ def large(
     )
     numbers = np.random.default_rng(3)
     vectors: dict[str, NDArray[np.float32]] = {}
-    with Memory("graph_shared" if shared else "graph", None, {"dimensions": GRAPH_DIMENSIONS}, options=options) as mem:
+    with Memory("index_shared" if shared else "index", None, {"dimensions": INDEX_DIMENSIONS}, options=options) as mem:
 
         def add(first: int, count: int) -> None:
-            made = numbers.standard_normal((count, GRAPH_DIMENSIONS)).astype(np.float32)
+            made = numbers.standard_normal((count, INDEX_DIMENSIONS)).astype(np.float32)
             vectors.update({str(first + n): vector for n, vector in enumerate(made)})
             mem.add_entries(
                 [
@@ -376,14 +376,14 @@ def large(
             )  # fmt: skip
 
         add(0, 1000)
-        # a small namespace, which in the shared layout lies in the same graph
+        # a small namespace, which in the shared layout lies in the same index
         mem.add_entries(
             [{"content": f"small {n}", "memory_id": str(n), "embedding": vectors[str(n)]} for n in range(30)], "small"
         )
         mem.flush()
         assert indexes_of(mem).wait(60)
-        # the graph is there; what is written from now on goes into it
-        add(1000, GRAPH_ROWS - 1000)
+        # the index is there; what is written from now on goes into it
+        add(1000, INDEX_ROWS - 1000)
         for n in range(0, 300, 3):
             key = str(n)
             vectors[key] = -vectors[key]
@@ -404,7 +404,7 @@ def nearest(large: Large, target: NDArray[np.float32], keys: list[str]) -> list[
 
 
 def targets(count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(11).standard_normal((count, GRAPH_DIMENSIONS)).astype(np.float32)
+    return np.random.default_rng(11).standard_normal((count, INDEX_DIMENSIONS)).astype(np.float32)
 
 
 def recall(large: Large, limits: tuple[int, ...], keys: list[str], **conditions: Any) -> float:
@@ -425,16 +425,16 @@ def recall(large: Large, limits: tuple[int, ...], keys: list[str], **conditions:
     return hits / total
 
 
-def test_the_graph_finds_nearly_all(large: Large, shared: bool) -> None:
+def test_the_index_finds_nearly_all(large: Large, shared: bool) -> None:
     found = recall(large, (1, 10, 50), list(large.vectors))
     if shared:
-        assert found == 1, "the graph holds other namespaces' rows too, so one of this size is searched exactly"
+        assert found == 1, "the index holds other namespaces' rows too, so one of this size is searched exactly"
     else:
         assert found >= 0.95
-        assert graph_was_used(large.mem, "large")
+        assert index_was_used(large.mem, "large")
 
 
-def test_a_filter_that_leaves_much_goes_to_the_graph(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_that_leaves_much_goes_to_the_index(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "EXACT_ROWS_MAX", 100)
     for wanted, keys in (
         ({"n": {"$gte": 500}}, [key for key in large.vectors if int(key) >= 500]),
@@ -444,7 +444,7 @@ def test_a_filter_that_leaves_much_goes_to_the_graph(large: Large, monkeypatch: 
         assert recall(large, (1, 20, 150), keys, metadata_filter=wanted) >= 0.95
 
 
-def test_beside_the_graph_filters_are_exact(large: Large) -> None:
+def test_beside_the_index_filters_are_exact(large: Large) -> None:
     mem, vectors = large
     for target in targets(10):
         for wanted, keys in (
@@ -463,7 +463,7 @@ def test_beside_the_graph_filters_are_exact(large: Large) -> None:
         assert [m["memory_id"] for m in found] == exact[:20]
 
 
-def test_beside_the_graph_large_limits_are_exact(large: Large) -> None:
+def test_beside_the_index_large_limits_are_exact(large: Large) -> None:
     mem, vectors = large
     target = targets(1)[0]
     exact = nearest(large, target, list(vectors))
@@ -475,7 +475,7 @@ def test_beside_the_graph_large_limits_are_exact(large: Large) -> None:
     assert [m["memory_id"] for m in found] == bounded
 
 
-def test_beside_the_graph_min_score_drops_the_tail_alone(large: Large) -> None:
+def test_beside_the_index_min_score_drops_the_tail_alone(large: Large) -> None:
     for target in targets(10):
         found = large.mem.search("large", vector=target, limit=20)
         for kept in (1, 7, 20):
@@ -484,7 +484,7 @@ def test_beside_the_graph_min_score_drops_the_tail_alone(large: Large) -> None:
         assert large.mem.search("large", vector=target, limit=20, min_score=1) == []
 
 
-def test_a_small_namespace_is_not_lost_in_a_large_graph(large: Large) -> None:
+def test_a_small_namespace_is_not_lost_in_a_large_index(large: Large) -> None:
     mem, _ = large
     for target in targets(10):
         found = mem.search("small", vector=target, limit=100)

@@ -134,7 +134,7 @@ def test_the_prompt_counts(open_memory: OpenMemory, model: str, store_name: str)
 @pytest.mark.parametrize("config", [None, {"dimensions": DIMENSIONS}, {"function": embed_words}, "static"])
 def test_where_nothing_is_cut(open_memory: OpenMemory, tmp_path: Path, config: Any) -> None:
     if config == "static":
-        config = str(tiny_models.save_static(tmp_path / "static", zero_word="poison"))
+        config = str(tiny_models.save_static(tmp_path / "static", zero_word="refused"))
     mem = open_memory(embedding_config=config)
     given: dict[str, Any] = {"embedding": np.ones(DIMENSIONS)} if config == {"dimensions": DIMENSIONS} else {}
     mem.add_entry(LONG * 100, **given)
@@ -148,9 +148,9 @@ def test_where_nothing_is_cut(open_memory: OpenMemory, tmp_path: Path, config: A
 def test_a_text_without_a_vector_is_named(
     open_memory: OpenMemory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mem = open_memory(embedding_config=str(tiny_models.save_static(tmp_path / "static", zero_word="poison")))
-    mem.add_entries([{"content": "a cat"}, {"content": "poison", "memory_id": "mine"}], "some space")
-    mem.add_entry("poison", "other space", memory_id="theirs")
+    mem = open_memory(embedding_config=str(tiny_models.save_static(tmp_path / "static", zero_word="refused")))
+    mem.add_entries([{"content": "a cat"}, {"content": "refused", "memory_id": "mine"}], "some space")
+    mem.add_entry("refused", "other space", memory_id="theirs")
     mem.flush()
     said = [record.getMessage() for record in caplog.records if record.name == "pixelmemory.projector"]
     reason = "has no vector and is found by metadata and time only: the model gives it a zero vector"
@@ -160,4 +160,4 @@ def test_a_text_without_a_vector_is_named(
     ]
     assert mem.count() == 3
     assert mem.stats().dead_letters == 0
-    assert [m["content"] for m in mem.search("some space", query="poison cat")] == ["a cat"]
+    assert [m["content"] for m in mem.search("some space", query="refused cat")] == ["a cat"]

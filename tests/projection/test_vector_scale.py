@@ -188,7 +188,7 @@ def test_a_score_is_never_nan(open_memory: OpenMemory, dimensions: int, direct_s
     assert len(mem.search()) == 2, "it is still found by metadata and time"
 
 
-def test_a_score_is_never_nan_beside_a_graph(open_memory: OpenMemory) -> None:
+def test_a_score_is_never_nan_beside_an_index(open_memory: OpenMemory) -> None:
     mem = open_memory(embedding_config={"dimensions": 3}, graph_rows_min=20)
     vectors = np.random.default_rng(1).standard_normal((60, 3))
     mem.add_entries([{"content": str(n), "embedding": vector * 1e-25} for n, vector in enumerate(vectors)])

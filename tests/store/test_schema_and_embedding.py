@@ -27,7 +27,7 @@ from pixelmemory import (
 )
 from pixelmemory.memory.filters import matches, parse_filter
 from tests.harness import tiny_models
-from tests.harness.embedders import DIMENSIONS, POISON, cosine, embed_length, embed_words, failing, words_vector
+from tests.harness.embedders import DIMENSIONS, REFUSED, cosine, embed_length, embed_words, failing, words_vector
 
 if TYPE_CHECKING:
     from tests.conftest import OpenMemory
@@ -337,7 +337,7 @@ def test_rows_without_a_vector_are_found_otherwise(open_memory: OpenMemory) -> N
 def test_a_text_that_cannot_be_embedded(open_memory: OpenMemory) -> None:
     mem = open_memory(embedding_config=WORDS)
     failing[0] = True
-    bad = f"some {POISON}"
+    bad = f"some {REFUSED}"
     mem.add_entries([{"content": "before"}, {"content": bad, "memory_id": "bad"}, {"content": "after"}])
     assert [m["content"] for m in mem.search(query="after", limit=1)] == ["after"], "it holds nothing up"
     assert mem.stats().dead_letters == 1

@@ -328,7 +328,7 @@ class ActiveSegment:
         try:
             self._writer.write_mark(self._files, self._fd, FrameKind.CLOSE, "close")
         except OSError as error:
-            # every event is durable; the next open only has to look at the last batch again
+            # every event is durable; the next open only has to look at the last frame again
             _logger.warning("the log was closed without its closing mark: %s", error)
 
 

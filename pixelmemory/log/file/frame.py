@@ -1,4 +1,4 @@
-"""Records and batch frames as bytes. Pure functions; the layout is drawn in the package's docstring."""
+"""Records and frames as bytes. Pure functions; the layout is drawn in the package's docstring."""
 
 from __future__ import annotations
 
@@ -230,17 +230,17 @@ def _records(frame: Frame, path: Path) -> Iterator[tuple[int, int, int, bytes, i
     to_file = frame.byte_offset + FRAME_HEADER_BYTES - frame.body_at
     for lsn in range(first_lsn, first_lsn + frame.header.event_count):
         if at + RECORD_HEADER_BYTES > stop:
-            raise LogCorruptError(path, at + to_file, lsn, "the batch holds fewer records than its header says")
+            raise LogCorruptError(path, at + to_file, lsn, "the frame holds fewer records than its header says")
         length, _, code, version, flags, event_id, logged_at_ns = _RECORD.unpack_from(frame.buffer, at)
         end = at + RECORD_HEADER_BYTES + length
         if end > stop:
-            raise LogCorruptError(path, at + to_file, lsn, "a record ends beyond its batch")
+            raise LogCorruptError(path, at + to_file, lsn, "a record ends beyond its frame")
         if code not in EVENT_TYPES or version > SCHEMA_VERSION or flags:
             raise UnknownEventError(code, path, at + to_file, lsn)
         yield lsn, at + to_file, code, event_id, logged_at_ns, frame.buffer[at + RECORD_HEADER_BYTES : end]
         at = end
     if at != stop:
-        raise LogCorruptError(path, at + to_file, first_lsn, "the batch holds more bytes than its records")
+        raise LogCorruptError(path, at + to_file, first_lsn, "the frame holds more bytes than its records")
 
 
 def check_records(frame: Frame, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Group commit: many callers fill a buffer, one thread writes it as one frame, syncs once, and reports.
 
-Batches form while a sync runs; there is no timer.
+A frame gathers while a sync runs; there is no timer.
 """
 
 from __future__ import annotations

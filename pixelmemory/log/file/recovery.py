@@ -54,7 +54,7 @@ class RecoveryReport(NamedTuple):
     clean: bool
     #: bytes of whole frames that were copied to the new segment
     copied_bytes: int
-    #: bytes of an incomplete final batch that were dropped
+    #: bytes of an incomplete final frame that were dropped
     torn_bytes: int
     #: the file that keeps them; None if there were none
     quarantine_path: Path | None
@@ -106,7 +106,7 @@ def renew_log(files: Files, folder: Path, log: VerifiedLog, store_id: uuid.UUID,
     assert writer.end.lsn == header.durable_lsn + 1
     report = RecoveryReport(
         segments=len(kept) + 1,
-        frames=sum(found.batches for found in log.segments),
+        frames=sum(found.event_frames for found in log.segments),
         events=header.durable_lsn,
         durable_lsn=header.durable_lsn,
         log_bytes=sum(found.end.byte_offset for found in log.segments),
@@ -210,7 +210,7 @@ def _set_aside(files: Files, folder: Path, log: VerifiedLog) -> tuple[int, Path 
         path = log.segments[-1].segment.path
         byte_count, target = _keep(files, folder, path, bad.byte_offset)
         _logger.warning(
-            "%s: the final batch, at byte %d, LSN %d, is incomplete or damaged (%s) and dropped; %d bytes are in %s",
+            "%s: the final frame, at byte %d, LSN %d, is incomplete or damaged (%s) and dropped; %d bytes are in %s",
             *(path, bad.byte_offset, bad.lsn, bad.reason, byte_count, target),
         )
     if (torn := log.torn_segment) is not None:

@@ -2,7 +2,7 @@
 
 The rule. A frame is *attested* if anything written after its sync says so: a later frame's durable LSN, or its
 segment's header. Bad bytes that were attested, or in a segment that is not the last, are corruption: the open stops and
-changes nothing. Bad bytes that were not are the torn end of an unacknowledged batch if the batch is short or lost a
+changes nothing. Bad bytes that were not are the torn end of an unacknowledged frame if the frame is short or lost a
 whole sector (it reads as zeros); :mod:`pixelmemory.log.file.recovery` keeps them in ``quarantine/`` and drops them.
 Anything else is refused.
 """
@@ -53,7 +53,7 @@ class VerifiedSegment:
         #: of any kind
         self.frames = 0
         #: frames that hold events
-        self.batches = 0
+        self.event_frames = 0
         #: where the good frames end
         self.end = Place(header.first_lsn, SEGMENT_HEADER_BYTES, header.checksum)
         #: where those with events end that are attested
@@ -74,7 +74,7 @@ class VerifiedSegment:
         while (noted := self.segment.index[-1].byte_offset + INDEX_STRIDE_BYTES) < run.end.byte_offset:
             self.segment.note(*(run.start if noted <= first else run.place_after(int(run.ends.searchsorted(noted)))))
         self.frames += count
-        self.batches += count
+        self.event_frames += count
         self.end = run.end
         attested = min(max(durable_lsn - run.start.lsn + 1, 0), count)
         while waiting and waiting[0].lsn - 1 <= durable_lsn:
@@ -198,7 +198,7 @@ class _Verification:
                     break
                 header = frame.header
                 if found.sealed or header.kind not in (FrameKind.EVENTS, FrameKind.CLOSE, FrameKind.SEAL):
-                    reason = "a batch after the seal" if found.sealed else f"a batch of unknown kind {header.kind}"
+                    reason = "a frame after the seal" if found.sealed else f"a frame of unknown kind {header.kind}"
                     raise BadFrameError(frame.byte_offset, header.first_lsn, reason, header, foreign=True)
                 check_records(frame, segment.path)
                 segment.note(*found.end)
@@ -210,7 +210,7 @@ class _Verification:
                 )
                 if header.event_count:
                     last_frame = frame
-                    found.batches += 1
+                    found.event_frames += 1
                 if header.durable_lsn > durable_lsn:
                     durable_lsn = header.durable_lsn
                 if header.kind == FrameKind.EVENTS:  # the others' own syncs may have failed, or not have come
@@ -242,7 +242,7 @@ class _Verification:
         for byte_offset, header in file.frame_headers(found.segment, start, found.size_bytes, bad.lsn):
             # frames of the relaxed sync modes may follow one that was never synced
             if header.durable_lsn >= bad.lsn or header.flags & FLAG_SYNCED_EACH:
-                reason = f"{bad.reason}, and an intact batch follows at byte {byte_offset}"
+                reason = f"{bad.reason}, and an intact frame follows at byte {byte_offset}"
                 raise LogCorruptError(path, bad.byte_offset, bad.lsn, reason)
         if bad.header is not None and bad.header.flags & FLAG_SYNCED_EACH:
             end = bad.byte_offset + frame_bytes(bad.header.body_bytes)
@@ -288,7 +288,7 @@ class _Verification:
             raise LogCorruptError(path, bad.byte_offset, bad.lsn, bad.reason)
         if bad is not None and not self._is_torn(found) and not drop_damaged:
             hint = (
-                "it is the final batch, of full length, and may have been acknowledged. To drop it, open with "
+                "it is the final frame, of full length, and may have been acknowledged. To drop it, open with "
                 "options=Options(drop_damaged_final_frame=True) once"
             )
             raise LogCorruptError(path, bad.byte_offset, bad.lsn, f"{bad.reason}; {hint}")

@@ -107,14 +107,14 @@ def _walk_frames(
             yield None
             continue
         if end - byte_offset < FRAME_HEADER_BYTES:
-            raise BadFrameError(byte_offset, lsn, f"{end - byte_offset} bytes are too short for a batch header")
+            raise BadFrameError(byte_offset, lsn, f"{end - byte_offset} bytes are too short for a frame header")
         at = byte_offset - start
         if at + FRAME_HEADER_BYTES > len(buffer):
             buffer, at = view(byte_offset, FRAME_HEADER_BYTES, end)
             start = byte_offset - at
             filled = True
         if len(buffer) - at < FRAME_HEADER_BYTES:
-            raise BadFrameError(byte_offset, lsn, "the file ends before its batch does")
+            raise BadFrameError(byte_offset, lsn, "the file ends before its frame does")
         if filled and on_run is not None:  # once for each part of the file that was read
             filled = False
             run = find_run(buffer, at, min(len(buffer), end - start), salt, Place(lsn, byte_offset, checksum))
@@ -124,13 +124,13 @@ def _walk_frames(
                 continue
         header = parse_frame_header(buffer, at, salt)
         if header is None:
-            raise BadFrameError(byte_offset, lsn, "the batch header fails its checksum")
+            raise BadFrameError(byte_offset, lsn, "the frame header fails its checksum")
         total_bytes = frame_bytes(header.body_bytes)
         if byte_offset + total_bytes > end:
-            short = f"the batch is short: {end - byte_offset} of {total_bytes} bytes"
+            short = f"the frame is short: {end - byte_offset} of {total_bytes} bytes"
             raise BadFrameError(byte_offset, lsn, short, header)
         if header.first_lsn != lsn or header.previous_checksum != checksum:
-            other = f"a batch of LSN {header.first_lsn} that does not follow the one before it"
+            other = f"a frame of LSN {header.first_lsn} that does not follow the one before it"
             raise BadFrameError(byte_offset, lsn, other, header, foreign=True)
         if header.body_bytes:
             if at + total_bytes > len(buffer):
@@ -138,7 +138,7 @@ def _walk_frames(
                 start = byte_offset - at
                 filled = True
             if crc32(buffer[at + FRAME_HEADER_BYTES : at + total_bytes]) != header.body_checksum:
-                raise BadFrameError(byte_offset, lsn, "the batch fails its checksum", header)
+                raise BadFrameError(byte_offset, lsn, "the frame fails its checksum", header)
         yield Frame(byte_offset, header, total_bytes, buffer, at + FRAME_HEADER_BYTES)
         if header.kind != FrameKind.EVENTS:  # nothing may follow: the caller sees whether something does
             on_run = None

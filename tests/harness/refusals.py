@@ -9,7 +9,7 @@ import psycopg
 
 from tests.harness.engine_tools import tables_path, with_pixeltable
 
-__all__ = ["forbid_poison", "let_poison_in", "refuse_with"]
+__all__ = ["accept_marked", "refuse_marked", "refuse_with"]
 
 
 def _execute(store: str, namespace: str, *statements: str) -> None:
@@ -32,14 +32,14 @@ def _execute(store: str, namespace: str, *statements: str) -> None:
     with_pixeltable(run)
 
 
-def forbid_poison(store: str, namespace: str = "default_namespace") -> None:
-    """Contents that begin with "poison" cannot enter the table of ``namespace``, which exists."""
-    _execute(store, namespace, "ALTER TABLE {table} ADD CONSTRAINT no_poison CHECK ({content} NOT LIKE 'poison%')")
+def refuse_marked(store: str, namespace: str = "default_namespace") -> None:
+    """Contents that begin with "refused" cannot enter the table of ``namespace``, which exists."""
+    _execute(store, namespace, "ALTER TABLE {table} ADD CONSTRAINT no_refused CHECK ({content} NOT LIKE 'refused%')")
 
 
-def let_poison_in(store: str, namespace: str = "default_namespace") -> None:
+def accept_marked(store: str, namespace: str = "default_namespace") -> None:
     """Mend the cause."""
-    _execute(store, namespace, "ALTER TABLE {table} DROP CONSTRAINT no_poison")
+    _execute(store, namespace, "ALTER TABLE {table} DROP CONSTRAINT no_refused")
 
 
 @contextlib.contextmanager

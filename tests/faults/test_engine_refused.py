@@ -1,4 +1,4 @@
-"""poison: events that the projection cannot take. One memory's events become dead letters, and nothing else waits."""
+"""refused: events that the projection cannot take. One memory's events become dead letters, and nothing else waits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from pixelmemory import Memory
 from tests.harness import engine_udfs
 from tests.harness.engine_oracle import check_store, dead_letters_of, events_of, rows_of
-from tests.harness.engine_poison import forbid_poison, let_poison_in
 from tests.harness.engine_tools import async_memory, open_memory, options_at, tables_path, vector, with_pixeltable
 from tests.harness.fault_report import FaultReport
+from tests.harness.refusals import accept_marked, refuse_marked
 
 VARIANTS = pytest.mark.parametrize(
     "options", [{}, {"direct_sql": False}, {"layout": "shared"}], ids=["default", "public API", "shared layout"]
@@ -27,7 +27,7 @@ def _options(options: dict[str, object]) -> dict[str, object]:
 
 
 @VARIANTS
-def test_one_poisoned_event_in_a_batch(
+def test_one_refused_event_in_a_batch(
     tmp_path: Path, store_name: str, options: dict[str, object], fault_report: FaultReport
 ) -> None:
     """Added in the middle of a hundred; updated and deleted while it is a dead letter; mended after a reopen."""
@@ -35,9 +35,9 @@ def test_one_poisoned_event_in_a_batch(
     with open_memory(tmp_path, store_name, linger_seconds=0.5, **options) as memory:
         memory.add_entry("the table exists", embedding=vector(0))
         memory.flush()
-        forbid_poison(store_name)
+        refuse_marked(store_name)
         entries = [{"content": f"good {n}", "memory_id": f"m{n}", "embedding": vector(n)} for n in range(100)]
-        entries[57] = {"content": "poison", "memory_id": "bad", "embedding": vector(57)}
+        entries[57] = {"content": "refused", "memory_id": "bad", "embedding": vector(57)}
         memory.add_entries(entries)
         bad_lsn = 1 + 57 + 1
         # while nothing of it is visible yet, the memory exists: later events of it wait behind the first
@@ -46,10 +46,10 @@ def test_one_poisoned_event_in_a_batch(
         memory.flush()
         letters = dead_letters_of(store_name)
         assert set(letters) == {bad_lsn, 102}
-        assert "no_poison" in letters[bad_lsn]
+        assert "no_refused" in letters[bad_lsn]
         health = memory.health()
         assert not health.ok
-        assert any(f"LSN {bad_lsn}" in problem and "no_poison" in problem for problem in health.problems)
+        assert any(f"LSN {bad_lsn}" in problem and "no_refused" in problem for problem in health.problems)
         assert memory.stats().dead_letters == 2
         assert memory.get_memory("bad") is None
         assert memory.count() == 100
@@ -63,7 +63,7 @@ def test_one_poisoned_event_in_a_batch(
         assert not memory.health().ok
         assert memory.retry_dead_letters() == 0  # nothing was mended
         assert memory.stats().dead_letters == 2
-        let_poison_in(store_name)
+        accept_marked(store_name)
         assert memory.retry_dead_letters() == 2
         assert memory.health().ok
         record = memory.get_memory("bad")
@@ -75,7 +75,7 @@ def test_one_poisoned_event_in_a_batch(
         check_store(tmp_path, store_name)
     with open_memory(tmp_path, store_name, **options) as memory:
         assert memory.health().ok
-    fault_report.add("poison: event refused by the projection")
+    fault_report.add("refused: event refused by the projection")
 
 
 def test_an_update_that_is_refused_keeps_later_events_of_its_memory_in_order(
@@ -85,13 +85,13 @@ def test_an_update_that_is_refused_keeps_later_events_of_its_memory_in_order(
         for name in ("a", "b"):
             memory.add_entry(f"first {name}", memory_id=name, embedding=vector(1))
         memory.flush()
-        forbid_poison(store_name)
-        memory.update_memory("a", content="poison a", embedding=vector(2))
+        refuse_marked(store_name)
+        memory.update_memory("a", content="refused a", embedding=vector(2))
         memory.flush()
         memory.update_memory("a", content="third a", embedding=vector(3))
         memory.update_memory("b", content="second b", embedding=vector(2))
         memory.flush()
-        # "third a" could be applied, and would then be overtaken by "poison a" at the retry
+        # "third a" could be applied, and would then be overtaken by "refused a" at the retry
         assert set(dead_letters_of(store_name)) == {3, 4}
         contents = {record["memory_id"]: record["content"] for record in memory.search()}
         assert contents == {"a": "first a", "b": "second b"}
@@ -101,22 +101,22 @@ def test_an_update_that_is_refused_keeps_later_events_of_its_memory_in_order(
         assert contents == {"a": "third a", "b": "second b"}
         assert memory.health().ok
         check_store(tmp_path, store_name)
-    fault_report.add("poison: event refused by the projection")
+    fault_report.add("refused: event refused by the projection")
 
 
 def test_events_wait_behind_a_dead_letter_of_an_earlier_life(tmp_path: Path, store_name: str) -> None:
     with open_memory(tmp_path, store_name) as memory:
         memory.add_entry("first", memory_id="a", embedding=vector(1))
         memory.flush()
-        forbid_poison(store_name)
-        memory.update_memory("a", content="poison", embedding=vector(2))
+        refuse_marked(store_name)
+        memory.update_memory("a", content="refused", embedding=vector(2))
         memory.flush()
     with open_memory(tmp_path, store_name) as memory:
         memory.update_memory("a", content="third", embedding=vector(3))
         memory.flush()
         assert set(dead_letters_of(store_name)) == {2, 3}
         assert [record["content"] for record in memory.search()] == ["first"]
-        let_poison_in(store_name)
+        accept_marked(store_name)
         assert memory.retry_dead_letters() == 2
         assert [record["content"] for record in memory.search()] == ["third"]
         check_store(tmp_path, store_name)
@@ -126,8 +126,8 @@ def test_a_delete_waits_behind_a_dead_letter_and_answers_what_was_acknowledged(t
     with open_memory(tmp_path, store_name) as memory:
         memory.add_entry("first", memory_id="a", embedding=vector(1))
         memory.flush()
-        forbid_poison(store_name)
-        assert memory.update_memory("a", content="poison", embedding=vector(2))
+        refuse_marked(store_name)
+        assert memory.update_memory("a", content="refused", embedding=vector(2))
         memory.flush()
         assert memory.delete_memory("a")
         memory.flush()
@@ -171,7 +171,7 @@ def test_a_row_that_a_user_put_where_an_add_belongs_makes_way(
         assert record["content"] == "of the log"
         assert memory.health().ok
         check_store(tmp_path, store_name)
-    fault_report.add("poison: foreign row in the way")
+    fault_report.add("refused: foreign row in the way")
 
 
 @pytest.mark.anyio
@@ -191,7 +191,7 @@ async def test_a_row_that_a_user_deleted_makes_its_updates_dead_letters(
         await memory.flush()
         assert (await memory.health()).ok
         assert set(rows_of(store_name)) == {("default_namespace", "b")}
-    fault_report.add("poison: row deleted by a user")
+    fault_report.add("refused: row deleted by a user")
 
 
 @pytest.mark.parametrize("direct_sql", [True, False], ids=["default", "public API"])
@@ -211,7 +211,7 @@ def test_an_update_of_a_row_that_a_user_deleted_meanwhile_is_a_dead_letter(
         assert set(dead_letters_of(store_name)) == {3}
         assert any("LSN 3" in problem for problem in memory.health().problems)
         assert [record["metadata"] for record in memory.search()] == [{"x": 1}]
-    fault_report.add("poison: row deleted by a user")
+    fault_report.add("refused: row deleted by a user")
 
 
 def test_a_text_that_the_model_refuses(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
@@ -219,7 +219,7 @@ def test_a_text_that_the_model_refuses(tmp_path: Path, store_name: str, fault_re
     engine_udfs.mended = False
     try:
         with Memory(store_name, None, config, options=options_at(tmp_path, linger_seconds=0.5)) as memory:
-            memory.add_entries([{"content": f"{'poison' if n == 7 else 'good'} {n}"} for n in range(20)])
+            memory.add_entries([{"content": f"{'refused' if n == 7 else 'good'} {n}"} for n in range(20)])
             memory.flush()
             assert memory.count() == 19
             assert set(dead_letters_of(store_name)) == {8}
@@ -231,7 +231,7 @@ def test_a_text_that_the_model_refuses(tmp_path: Path, store_name: str, fault_re
             assert memory.count() == 20
     finally:
         engine_udfs.mended = False
-    fault_report.add("poison: text refused by the model")
+    fault_report.add("refused: text refused by the model")
 
 
 def test_a_dead_letter_is_a_wait_for_nobody(tmp_path: Path, store_name: str) -> None:
@@ -239,9 +239,9 @@ def test_a_dead_letter_is_a_wait_for_nobody(tmp_path: Path, store_name: str) -> 
     with open_memory(tmp_path, store_name) as memory:
         memory.add_entry("the table exists", embedding=vector(0))
         memory.flush()
-        forbid_poison(store_name)
+        refuse_marked(store_name)
         for n in range(5):
-            memory.add_entry(f"poison {n}", embedding=vector(n))
+            memory.add_entry(f"refused {n}", embedding=vector(n))
             assert memory.count() == 1
         assert memory.stats().lag_events == 0
         assert memory.stats().dead_letters == 5
@@ -251,8 +251,8 @@ def test_a_rebuild_gives_dead_letters_another_chance(tmp_path: Path, store_name:
     with open_memory(tmp_path, store_name) as memory:
         memory.add_entry("the table exists", embedding=vector(0))
         memory.flush()
-        forbid_poison(store_name)
-        memory.add_entry("poison", memory_id="p", embedding=vector(1))
+        refuse_marked(store_name)
+        memory.add_entry("refused", memory_id="p", embedding=vector(1))
         memory.flush()
         assert not memory.health().ok
     with open_memory(tmp_path, store_name, rebuild=True) as memory:

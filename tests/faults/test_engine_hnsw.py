@@ -1,4 +1,4 @@
-"""A graph that a kill left half-built is built anew."""
+"""An index that a kill left half-built is built anew."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pixelmemory.projection.pixeltable.startup import connection_string
 from tests.harness.engine_tools import indexes_of, open_memory, tables_of, vector
 
 
-def _graph(memory: Memory) -> tuple[str, str]:
-    """The table, and the graph's name in PostgreSQL, which is built."""
+def _index(memory: Memory) -> tuple[str, str]:
+    """The table, and the index's name in PostgreSQL, which is built."""
     memory.flush()
     keeper = indexes_of(memory)
     assert keeper.wait(60)
@@ -20,30 +20,30 @@ def _graph(memory: Memory) -> tuple[str, str]:
     table = tables_of(memory).name_of(namespace)
     assert table is not None
     assert keeper.has_index(table)
-    graph = tables_of(memory).physical(table).hnsw
-    assert graph is not None
-    return table, graph
+    index = tables_of(memory).physical(table).hnsw
+    assert index is not None
+    return table, index
 
 
-def _is_valid(graph: str) -> bool:
+def _is_valid(index: str) -> bool:
     with psycopg.connect(connection_string(), autocommit=True) as connection:
-        row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass", (graph,)).fetchone()
+        row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass", (index,)).fetchone()
     assert row is not None
     return bool(row[0])
 
 
-def test_a_graph_that_was_left_half_built_is_built_anew(tmp_path: Path, store_name: str) -> None:
+def test_an_index_that_was_left_half_built_is_built_anew(tmp_path: Path, store_name: str) -> None:
     entries = [{"content": f"{n}", "embedding": vector(n)} for n in range(60)]
     with open_memory(tmp_path, store_name, graph_rows_min=50) as memory:
         memory.add_entries(entries)
-        _, graph = _graph(memory)
-        assert _is_valid(graph)
+        _, index = _index(memory)
+        assert _is_valid(index)
     with psycopg.connect(connection_string(), autocommit=True) as connection:
         # what CREATE INDEX CONCURRENTLY leaves where it is killed
-        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (graph,))
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (index,))
     with open_memory(tmp_path, store_name, graph_rows_min=50) as memory:
         memory.add_entry("one more", embedding=vector(60))
-        _, graph = _graph(memory)
-        assert _is_valid(graph)
+        _, index = _index(memory)
+        assert _is_valid(index)
         assert len(memory.search(vector=vector(3), limit=61)) == 61
         assert memory.search(vector=vector(3), limit=1)[0]["content"] == "3"
