@@ -51,7 +51,7 @@ SOAK_SECONDS ?= 600
 soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at the end (SOAK_SECONDS=600)
 	PIXELMEMORY_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults -o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
-mutations: $(VENV)/.stamp-dev ## plant each bug of the mutation gate in a copy, and see what catches it
+mutations: $(VENV)/.stamp-dev ## plant each bug of the mutation gate in a copy; writes what catches it into docs/generated/
 	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest tests/faults/test_*_mutations.py \
 		-o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 

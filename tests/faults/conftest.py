@@ -31,10 +31,6 @@ def _good_verdicts(fault_report: FaultReport) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     report = config.stash.get(_REPORT, None)
-    if report is not None and (lines := report.mutation_lines()):
-        terminalreporter.section("mutation gate")
-        for line in lines:
-            terminalreporter.write_line(line)
     if report is not None and (lines := report.lines()):
         terminalreporter.section(f"fault battery, {'long' if LONG_FORM else 'short'} form")
         for line in lines:

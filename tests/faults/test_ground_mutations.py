@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.fault_report import FaultReport
 from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 PATHS, MOVED, PROBLEM = ("store/test_paths.py",), ("store/test_folder_moved.py",), ("log/test_log_problem.py",)
@@ -164,8 +163,8 @@ MUTATIONS = (
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=mutation_id)
-def test_mutation_gate(mutation: Mutation, fault_report: FaultReport) -> None:
-    check_mutation(mutation, fault_report)
+def test_mutation_gate(mutation: Mutation) -> None:
+    check_mutation(mutation)
 
 
 @needs_the_long_form

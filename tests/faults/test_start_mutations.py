@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.fault_report import FaultReport
 from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 START = "faults/test_database_start.py::test_"
@@ -191,5 +190,5 @@ def test_without_a_bug() -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=mutation_id)
-def test_mutation_gate(mutation: Mutation, fault_report: FaultReport) -> None:
-    check_mutation(mutation, fault_report)
+def test_mutation_gate(mutation: Mutation) -> None:
+    check_mutation(mutation)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["LONG_FORM", "SOAK_SECONDS", "FaultReport", "Planted", "Verdict", "rounds", "timed_rounds"]
+__all__ = ["LONG_FORM", "SOAK_SECONDS", "FaultReport", "Verdict", "rounds", "timed_rounds"]
 
 SOAK_SECONDS = float(os.environ.get("PIXELMEMORY_SOAK_SECONDS") or 0)
 LONG_FORM = SOAK_SECONDS > 0
@@ -80,16 +80,6 @@ class Verdict(NamedTuple):
         return not (self.lost or self.doubled or self.reordered or self.silent_changes)
 
 
-class Planted(NamedTuple):
-    """One bug of the mutation gate, and what came of it."""
-
-    name: str
-    #: the file it was put into
-    place: str
-    #: the test that failed, or None
-    caught_by: str | None
-
-
 class FaultReport:
     """Counters of one run; the terminal summary prints them. Tests get the run's from the fixture ``fault_report``."""
 
@@ -97,7 +87,6 @@ class FaultReport:
         self.injected: Counter[str] = Counter()
         self.total = Verdict()
         self.verdicts = 0
-        self.planted: list[Planted] = []
 
     def add(self, kind: str, count: int = 1) -> None:
         """``count`` faults of ``kind`` were injected, such as ``"kill9: random SIGKILL"``."""
@@ -107,20 +96,6 @@ class FaultReport:
         """An oracle has looked; called before the test asserts, so that a failed run is counted too."""
         self.verdicts += 1
         self.total = Verdict(*(a + b for a, b in zip(self.total, verdict, strict=True)))
-
-    def plant(self, planted: Planted) -> None:
-        """A bug was put in and looked for."""
-        self.planted.append(planted)
-
-    def mutation_lines(self) -> list[str]:
-        """The mutation gate's table, in Markdown."""
-        if not self.planted:
-            return []
-        lines = ["| bug | put into | caught by |", "|---|---|---|"]
-        for name, place, caught_by in self.planted:
-            lines.append(f"| {name} | `{place}` | {f'`{caught_by}`' if caught_by else '**missed**'} |")
-        caught = sum(each.caught_by is not None for each in self.planted)
-        return [*lines, "", f"{caught} of {len(self.planted)} bugs were caught."]
 
     def lines(self) -> list[str]:
         """For a person: what was injected, and what came of it."""

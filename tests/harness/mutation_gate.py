@@ -1,7 +1,8 @@
 """The mutation gate: bugs put into a copy of the package, each of which the tests must catch.
 
 One table of bugs an area, in ``test_*_mutations.py``. As part of the test suite a row only checks that its bug can
-still be put in; ``make mutations`` runs the named tests on a copy that has it, and prints what caught it.
+still be put in; ``make mutations`` runs the named tests on a copy that has it, and writes down what
+caught it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness.engine_tools import stop_server
-from tests.harness.fault_report import FaultReport, Planted
+from tests.harness.mutation_table import record
 
 __all__ = ["Mutation", "check_mutation", "check_without_a_bug", "mutation_id", "needs_the_long_form"]
 
@@ -56,7 +57,7 @@ def mutation_id(mutation: Mutation) -> str:
     return mutation.name.replace(" ", "_")
 
 
-def check_mutation(mutation: Mutation, report: FaultReport) -> None:
+def check_mutation(mutation: Mutation) -> None:
     """In the short form that the bug can be put in; in the long form that it is caught as well."""
     source = (ROOT / mutation.place).read_text()
     assert source.count(mutation.old) == 1, "the code has changed: put the bug into what stands there now"
@@ -71,7 +72,7 @@ def check_mutation(mutation: Mutation, report: FaultReport) -> None:
         code, output = _run_tests(folder, mutation.tests)
     failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", output, re.MULTILINE)
     caught_by = failed[1] if failed is not None and code == 1 else None
-    report.plant(Planted(mutation.name, mutation.place, caught_by))
+    record(mutation.name, caught_by)
     assert caught_by is not None, f"not caught: exit code {code}\n{output[-4000:]}"
     # a bug that cannot be imported is none
     assert not re.search(r"^E +(ImportError|NameError|SyntaxError)", output, re.MULTILINE), output[-4000:]
