@@ -1,6 +1,7 @@
 """Run the benchmarks and print the table of bars.
 
     python -m benchmarks [--only NAME ...] [--size tiny|small|full] [--json FILE|-] [--markdown] [--plots FOLDER]
+                         [--docs]
     python -m benchmarks --profile NAME
 
 Each benchmark runs in a process of its own, one after the other, with one Pixeltable for all of them in a temporary
@@ -26,6 +27,10 @@ from benchmarks.place import Place, environment, stop_postgres
 from benchmarks.report import Outcome, Run, bars_table, field_table
 
 ROOT = Path(__file__).parent.parent
+#: what ``--docs`` writes: a run, as it is and as Markdown, and its plots
+DOCS_RUN, DOCS_TABLES, DOCS_PLOTS = (
+    ROOT / "docs" / name for name in ("generated/benchmarks.json", "generated/benchmarks.md", "plots")
+)
 SIZES = ("tiny", "small", "full")
 #: a benchmark that takes longer is ended, and said to have been
 LIMIT_SECONDS = {"tiny": 240, "small": 600, "full": 1800}
@@ -45,6 +50,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; - for stdout, without tables")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also write plots there, as SVG")
+    parser.add_argument("--docs", action="store_true", help="write the run, its tables and its plots into docs/")
     parser.add_argument("--folder", type=Path, help="where to write; the disk is measured too (default: temporary)")
     parser.add_argument("--profile", choices=NAMES, metavar="NAME", help="run one and print where its CPU time goes")
     # how this program calls itself
@@ -142,6 +148,10 @@ def _tell(text: str) -> None:
 
 def _report(run: Run, given: argparse.Namespace) -> None:
     """Print and write what was asked for."""
+    if given.docs:
+        DOCS_RUN.write_text(msgspec.json.format(msgspec.json.encode(run)).decode() + "\n")
+        DOCS_TABLES.write_text(report(run, markdown=True) + "\n")
+        given.plots = DOCS_PLOTS
     if given.json is not None:
         text = msgspec.json.format(msgspec.json.encode(run)).decode()
         if given.json == "-":

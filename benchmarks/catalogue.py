@@ -32,7 +32,7 @@ NAMES = tuple(BARS)
 
 def load(name: str) -> object:
     """The module of the benchmark ``name``; it imports what it measures."""
-    return importlib.import_module(f"benchmarks.{name}")
+    return importlib.import_module(f"benchmarks.bars.{name}")
 
 
 def run_one(name: str, place: Place) -> Outcome:

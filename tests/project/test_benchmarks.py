@@ -9,29 +9,26 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import (
+from benchmarks import catalogue, data, machine, profiling
+from benchmarks.__main__ import report
+from benchmarks.bars import (
     acknowledge,
     bulk,
-    catalogue,
-    data,
     field,
     gpu,
     growth,
     large,
-    machine,
     namespaces,
-    peers,
-    profiling,
     project,
     reads,
     rebuild,
     searchable,
 )
-from benchmarks.__main__ import report
-from benchmarks.contenders import ALWAYS, NotOfferedError, Session
-from benchmarks.peer_process import PeerProcess
 from benchmarks.place import Place
 from benchmarks.report import Bar, Outcome, Run, WrongResultError, bars_table, check
+from benchmarks.stores import peers
+from benchmarks.stores.contenders import ALWAYS, NotOfferedError, Session
+from benchmarks.stores.peer_process import PeerProcess
 
 
 @pytest.fixture

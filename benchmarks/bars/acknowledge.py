@@ -9,9 +9,9 @@ import anyio
 import msgspec
 
 from benchmarks import data
-from benchmarks.baselines import BareFile, SqliteRows
 from benchmarks.place import Place
 from benchmarks.report import Bar, check
+from benchmarks.stores.baselines import BareFile, SqliteRows
 from benchmarks.timing import each_seconds_async, p50, p99, say, ticking
 from pixelmemory import AsyncMemory
 from pixelmemory.memory.events import MemoryAdded, encode_event

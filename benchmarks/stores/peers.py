@@ -1,7 +1,7 @@
 """The other stores, each in a process of its own. Nothing else imports them.
 
-    python -m benchmarks.peers NAME --rows 10000            every operation, as JSON on stdout
-    python -m benchmarks.peers NAME --rows 10000 --serve    one operation a line of stdin, one JSON a line of stdout
+    python -m benchmarks.stores.peers NAME --rows 10000         every operation, as JSON on stdout
+    python -m benchmarks.stores.peers NAME --rows 10000 --serve one operation a line of stdin, one of JSON on stdout
 
 They run embedded, on files, with their defaults except where a line says otherwise, with telemetry off. What they
 promise for a write differs: sqlite-vec flushes each one (``synchronous=FULL``) as Pixelmemory does, and the others
@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import data
-from benchmarks.contenders import ALWAYS, LIMIT, Contender, NotOfferedError, Session
 from benchmarks.place import environment, stop_postgres
+from benchmarks.stores.contenders import ALWAYS, LIMIT, Contender, NotOfferedError, Session
 
 __all__ = ["NAMES", "PEERS", "installed", "main"]
 

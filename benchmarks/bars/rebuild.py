@@ -13,8 +13,8 @@ import anyio
 import msgspec
 
 from benchmarks import data
+from benchmarks.bars.project import given_rate
 from benchmarks.place import BATCH_ROWS, Place
-from benchmarks.project import given_rate
 from benchmarks.report import Bar, check
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
@@ -89,7 +89,7 @@ def projector_clock() -> Iterator[ProjectorClock]:
 
 
 async def measure(place: Place) -> Rebuilt:
-    from benchmarks import pixeltable_direct
+    from benchmarks.stores import pixeltable_direct
     from pixelmemory.projection.pixeltable.internals import thread_released
     from pixelmemory.projection.pixeltable.startup import start_pixeltable
 

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from benchmarks import data
-from benchmarks.peer_process import PeerProcess, installed
 from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_indexes
 from benchmarks.report import Bar, check, not_run
+from benchmarks.stores.peer_process import PeerProcess, installed
 from benchmarks.timing import each_seconds_async, p50, say
 from pixelmemory import AsyncMemory
 from pixelmemory.projection.pixeltable.internals import thread_released
@@ -217,7 +217,7 @@ def fluent_rate(direct: Any, of: data.Corpus, each: int) -> float:
 @thread_released()
 def direct_table(of: data.Corpus) -> Any:
     """The same rows in a table of Pixeltable's own."""
-    from benchmarks.pixeltable_direct import DirectTable
+    from benchmarks.stores.pixeltable_direct import DirectTable
 
     direct = DirectTable(of)
     for first in range(0, len(of.contents), BATCH_ROWS):

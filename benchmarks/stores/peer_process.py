@@ -11,18 +11,18 @@ from typing import Self
 
 import msgspec
 
-from benchmarks.contenders import Timed
-from benchmarks.peers import installed
 from benchmarks.place import Place
 from benchmarks.report import WrongResultError
+from benchmarks.stores.contenders import Timed
+from benchmarks.stores.peers import installed
 
 __all__ = ["PeerProcess", "installed"]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 class PeerProcess:
-    """Runs ``benchmarks.peers NAME --serve``; it has a folder of its own below the run's."""
+    """Runs ``benchmarks.stores.peers NAME --serve``; it has a folder of its own below the run's."""
 
     def __init__(self, place: Place, name: str, rows: int, calls: int) -> None:
         folder = place.new_folder(f"peer_{name}")
@@ -30,7 +30,7 @@ class PeerProcess:
         self._errors = (folder / "stderr").open("w+")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "benchmarks.peers", name, "--serve"),
+                *(sys.executable, "-m", "benchmarks.stores.peers", name, "--serve"),
                 *("--rows", str(rows), "--calls", str(calls), "--folder", str(folder)),
             ],
             cwd=ROOT,

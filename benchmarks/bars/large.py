@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 
 from benchmarks import data
-from benchmarks.peer_process import PeerProcess, installed
+from benchmarks.bars.reads import LIMIT, SCHEMA, Filtered, filter_bars, filtered_reads, get_seconds, search_seconds
 from benchmarks.place import Place, add_corpus, await_indexes
-from benchmarks.reads import LIMIT, SCHEMA, Filtered, filter_bars, filtered_reads, get_seconds, search_seconds
 from benchmarks.report import Bar, check, not_run
+from benchmarks.stores.peer_process import PeerProcess, installed
 from benchmarks.timing import p50, say
 from pixelmemory import AsyncMemory, Layout
 

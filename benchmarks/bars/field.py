@@ -9,11 +9,11 @@ from contextlib import ExitStack
 
 import msgspec
 
-from benchmarks.contenders import Session, Timed
-from benchmarks.peer_process import PeerProcess, installed
-from benchmarks.peers import NAMES
 from benchmarks.place import Place
 from benchmarks.report import Bar, FieldRow, WrongResultError
+from benchmarks.stores.contenders import Session, Timed
+from benchmarks.stores.peer_process import PeerProcess, installed
+from benchmarks.stores.peers import NAMES
 from benchmarks.timing import p50, say
 
 #: rows, calls behind each median

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import data
-from benchmarks.peer_process import PeerProcess, installed
 from benchmarks.place import BATCH_ROWS, Place, add_corpus, await_indexes, minilm_path
 from benchmarks.report import Bar, check, not_run
+from benchmarks.stores.peer_process import PeerProcess, installed
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
 from pixelmemory.projection.pixeltable.internals import thread_released
@@ -254,7 +254,7 @@ async def given_rate(place: Place, corpus: data.Corpus) -> float:
 
 @thread_released()
 def pixeltable_rate(corpus: data.Corpus) -> float:
-    from benchmarks.pixeltable_direct import DirectTable
+    from benchmarks.stores.pixeltable_direct import DirectTable
 
     rows = len(corpus.contents)
     direct = DirectTable(corpus)

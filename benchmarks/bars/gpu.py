@@ -5,8 +5,8 @@ from __future__ import annotations
 import anyio
 import msgspec
 
+from benchmarks.bars.project import Dtype, Embedded, dtypes, embedded, embedded_bar
 from benchmarks.place import Place
-from benchmarks.project import Dtype, Embedded, dtypes, embedded, embedded_bar
 from benchmarks.report import Bar, not_run
 
 #: texts, rounds, texts that choose the batch size

@@ -10,9 +10,9 @@ import anyio
 import msgspec
 
 from benchmarks import data
-from benchmarks.baselines import BareFile
 from benchmarks.place import BATCH_ROWS, Place
 from benchmarks.report import Bar, check
+from benchmarks.stores.baselines import BareFile
 from benchmarks.timing import say
 from pixelmemory import AsyncMemory
 

@@ -227,7 +227,7 @@ class PixeltableContender:
         del folder
         import importlib.metadata
 
-        from benchmarks.pixeltable_direct import DirectTable
+        from benchmarks.stores.pixeltable_direct import DirectTable
 
         self.version = importlib.metadata.version("pixeltable")
         self._table = DirectTable(of)

@@ -188,8 +188,8 @@ async def _updates(mem: AsyncMemory, sizes: Sizes) -> tuple[float, float]:
 
 def opened(place: Place, name: str, times: int) -> list[Opening]:
     """Opens of a store, each in a new process."""
-    command = [sys.executable, "-m", "benchmarks.opening", name, str(place.folder)]
-    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "benchmarks.bars.opening", name, str(place.folder)]
+    root = Path(__file__).parent.parent.parent
     found = []
     for _ in range(times):
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)

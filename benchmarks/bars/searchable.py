@@ -9,8 +9,8 @@ import anyio
 import msgspec
 
 from benchmarks import data
+from benchmarks.bars.project import load_model
 from benchmarks.place import Place, minilm_path
-from benchmarks.project import load_model
 from benchmarks.report import Bar, check
 from benchmarks.timing import p50, say
 from pixelmemory import AsyncMemory

@@ -1,6 +1,6 @@
 """Open one store in this process, and print how long Pixeltable's init and then the open took, as JSON.
 
-python -m benchmarks.opening NAME FOLDER
+python -m benchmarks.bars.opening NAME FOLDER
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What it is measured beside: other stores, each behind the same operations, and bare baselines."""
