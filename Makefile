@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs check wheel bench soak mutations
+.PHONY: help demo test smoke lint format docs check wheel bench soak mutations
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -25,10 +25,13 @@ demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reo
 	@$(BIN)/python examples/demo.py
 
 # each process has a Pixeltable, a database and a model of its own, about 1 GB; 0: all in one, with the fault battery's report
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 4
 
-test: $(VENV)/.stamp-dev ## run the test suite, in two processes (TEST_PROCESSES=2)
+test: $(VENV)/.stamp-dev ## run the test suite, in four processes (TEST_PROCESSES=4)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
+
+smoke: $(VENV)/.stamp-dev ## run a thousand tests of what matters first, in about a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal --smoke $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check .

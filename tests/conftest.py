@@ -78,12 +78,53 @@ def pytest_unconfigure() -> None:
 _COLLECTED = pytest.StashKey[int]()
 
 
+#: the layers of the smoke test: every public method through every face, the log, the command line, and no faults
+SMOKE = ("memory", "log", "contract", "cli")
+#: the layers whose tests are short; what starts processes and databases of its own comes before them
+SHORT = ("memory", "log", "cli", "project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--smoke", action="store_true", help=f"run the tests of {', '.join(SMOKE)} alone")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Count before ``-k`` and ``-m`` take any away; in a process that another one told to, tell that one."""
+    """Count before ``-k``, ``-m`` and ``--smoke`` take any away; in a process of pytest-xdist, tell the one that asked.
+
+    Then deal the tests out.
+    """
     config.stash[_COLLECTED] = len(items)
     if (output := getattr(config, "workeroutput", None)) is not None:
         output["collected"] = len(items)
+    if config.getoption("smoke"):
+        items[:] = [item for item in items if _layer(item) in SMOKE]
+    if (processes := getattr(config, "workerinput", {}).get("workercount", 1)) > 1:
+        items[:] = _dealt(items, processes)
+
+
+def _layer(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """The tests in an order that ends all processes at once.
+
+    pytest-xdist gives each process an equal part of the list, in order, and whoever is done takes half of what another
+    has left. So each part begins with its share of the long tests, a file at a time, and ends with short ones.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    short = [item for item in items if _layer(item) in SHORT]
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for file in sorted((file for file in files.values() if _layer(file[0]) not in SHORT), key=len, reverse=True):
+        min(parts, key=len).extend(file)
+    for part in parts:
+        missing = max(0, -(-len(items) // processes) - len(part))
+        part += short[:missing]
+        del short[:missing]
+    return [item for part in parts for item in part] + short
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -166,7 +166,7 @@ class Report(msgspec.Struct):
 
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
-        log = msgspec.structs.asdict(self.log)
+        log = {field.encode_name: getattr(self.log, field.name) for field in msgspec.structs.fields(self.log)}
         for kind in ("damage", "later_version"):
             log[kind] = [_damage_fields(damage) for damage in log[kind]]
         return {

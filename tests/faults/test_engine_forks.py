@@ -162,7 +162,7 @@ def test_children_are_refused_and_the_parent_is_not_disturbed(
     tmp_path: Path, store_name: str, way: str, state: str, fault_report: FaultReport
 ) -> None:
     """Four ends at a time, each as often as there are rounds."""
-    rounds = 5 if LONG_FORM or way == "os.fork" else 2
+    rounds = 5 if LONG_FORM else 2
     for number in timed_rounds("forks", 1, tests=len(WAYS)):
         done = run_script(FORKS, tmp_path / str(number), store_name, state, way, rounds, timeout_seconds=150)
         answer = answer_of(done)

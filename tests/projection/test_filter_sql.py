@@ -22,7 +22,7 @@ from tests.harness.filter_strategies import FLOATS, INTEGERS, STRINGS, documents
 
 OPTIONS = Options()
 checked = hypothesis.settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
 )

@@ -216,7 +216,7 @@ def test_every_search_agrees_with_the_model(mem: Memory, path: str) -> None:
     found: list[int] = []
 
     @hypothesis.settings(
-        max_examples=250 if "sql" in path else 40, deadline=None, database=None, derandomize=True,
+        max_examples=150 if "sql" in path else 40, deadline=None, database=None, derandomize=True,
     )  # fmt: skip
     @hypothesis.given(st.sampled_from(NAMESPACES), searches())
     def search(namespace: str, wanted: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ odd = st.recursive(
 )  # fmt: skip
 
 
-@hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@hypothesis.settings(max_examples=120, deadline=None, database=None, derandomize=True)
 @hypothesis.given(odd)
 def test_metadata_is_kept_exactly_or_refused(value: Any) -> None:
     try:
@@ -195,7 +195,7 @@ def test_metadata_is_kept_exactly_or_refused(value: Any) -> None:
     assert len(shown) < 1400
 
 
-@hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@hypothesis.settings(max_examples=120, deadline=None, database=None, derandomize=True)
 @hypothesis.given(odd)
 def test_a_filter_is_a_tree_or_refused(value: Any) -> None:
     tree, shown = None, ""
