@@ -13,12 +13,12 @@ VECTORS = "store/test_schema_and_embedding.py::test_"
 OWNERS = "store/test_owners.py::test_"
 PROCESSES = "engine/test_processes.py::test_"
 CACHE = "embedding/test_vector_cache.py::test_"
-CRASH = "faults/test_engine_projection_crash.py::test_a_kill_at_each_point"
-CANCELLED = "faults/test_engine_cancellation.py::test_"
-REFUSED = "faults/test_engine_refused.py::test_"
-FAILURES = "faults/test_engine_log_failures.py::test_"
-REPLAY = "faults/test_engine_replay.py"
-DEATH = "faults/test_engine_projector_death.py"
+CRASH = "faults/test_projection_crash.py::test_a_kill_at_each_point"
+CANCELLED = "faults/test_cancellation.py::test_"
+REFUSED = "faults/test_refused.py::test_"
+FAILURES = "faults/test_log_failures.py::test_"
+REPLAY = "faults/test_replay.py"
+DEATH = "faults/test_projector_death.py"
 DATABASE = "faults/test_engine_database.py"
 BATCHES = "faults/test_engine_batches.py::test_"
 
@@ -45,7 +45,7 @@ MUTATIONS = (
         "projection/pixeltable/writer",
         "            if checkpoint_lsn is not None:\n",
         "            if False:\n",
-        ("cli/test_cli_tables.py::test_clean_while_open_and_closed",),
+        ("cli/test_tables.py::test_clean_while_open_and_closed",),
     ),
     Mutation(
         "events of a killed life are not replaced but applied again",
@@ -266,7 +266,7 @@ MUTATIONS = (
         "projection/sql/hnsw",
         "            if _is_valid(connection, table.hnsw) is False:",
         "            if False:",
-        ("faults/test_engine_hnsw.py",),
+        ("faults/test_hnsw.py",),
     ),
     Mutation(
         "another store's projection is taken",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-ERASE = "faults/test_engine_erase.py::test_"
+ERASE = "faults/test_erase.py::test_"
 PURGE = "projection/test_purge.py::test_"
 
 LEFT = (f"{PURGE}nothing_of_erased_memories_is_left[a table each]",)

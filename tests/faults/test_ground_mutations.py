@@ -6,10 +6,10 @@ import pytest
 
 from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-PATHS, MOVED, PROBLEM = ("store/test_paths.py",), ("store/test_folder_moved.py",), ("log/test_log_problem.py",)
+PATHS, MOVED, PROBLEM = ("store/test_paths.py",), ("store/test_folder_moved.py",), ("log/test_problem.py",)
 MOVES = ("faults/test_log_moved_folder.py",)
-ENGINE = ("faults/test_engine_ground.py",)
-HEALTH = ("faults/test_engine_log_failures.py::test_a_full_disk_refuses_writes_until_there_is_room",)
+ENGINE = ("faults/test_ground.py",)
+HEALTH = ("faults/test_log_failures.py::test_a_full_disk_refuses_writes_until_there_is_room",)
 CACHE = ("embedding/test_vector_cache.py::test_a_cache_whose_folder_was_replaced_touches_nothing_there",)
 
 MUTATIONS = (

@@ -6,8 +6,8 @@ import pytest
 
 from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
-STORM = "faults/test_engine_interrupts.py::test_keys_at_any_moment"
-OBSTACLES = "faults/test_engine_interrupts.py::test_a_key_ends_a_call_that_would_not_end"
+STORM = "faults/test_interrupts.py::test_keys_at_any_moment"
+OBSTACLES = "faults/test_interrupts.py::test_a_key_ends_a_call_that_would_not_end"
 
 MUTATIONS = (
     Mutation(

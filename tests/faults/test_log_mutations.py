@@ -10,7 +10,7 @@ POWER, IO, DAMAGE, KILL, OWNERS, CLOCK = (
     (f"faults/test_log_{name}.py",) for name in ("powerloss", "io_faults", "damage", "kill9", "owners", "clock")
 )
 
-REWRITE, REWRITING = ("faults/test_log_rewrite.py",), ("log/test_log_rewriting.py",)
+REWRITE, REWRITING = ("faults/test_log_rewrite.py",), ("log/test_rewriting.py",)
 
 MUTATIONS = (
     Mutation("no sync", "log/file/active_segment", "            self._files.sync(fd)\n", "            pass\n", POWER),
@@ -199,7 +199,7 @@ MUTATIONS = (
         "log/file/segment_writer",
         "        self._next = Place(end.lsn + event_count, end.byte_offset + len(frame), checksum)\n",
         "        self._next = Place(end.lsn + event_count, end.byte_offset + len(frame), end.previous_checksum)\n",
-        ("log/test_log_format.py",),
+        ("log/test_format.py",),
     ),
     Mutation(
         "a writer goes on behind a frame that was not written",
@@ -213,7 +213,7 @@ MUTATIONS = (
         "log/file/walk",
         "            raise LogCorruptError(self.path, bad.byte_offset, bad.lsn, bad.reason) from bad\n",
         "            yield None\n",
-        ("log/test_log_read.py",),
+        ("log/test_read.py",),
     ),
 )
 

@@ -10,7 +10,7 @@ import pytest
 from tests.harness.mutation_gate import Mutation, check_mutation, check_without_a_bug, mutation_id, needs_the_long_form
 
 START = "faults/test_database_start.py::test_"
-FORKS = "faults/test_engine_forks.py::test_"
+FORKS = "faults/test_forks.py::test_"
 TABLES = "faults/test_unbuildable_tables.py::test_"
 CONNECTIONS = "faults/test_connections.py::test_"
 DATABASE = "faults/test_engine_database.py::test_"
