@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded, MemoryDeleted, MemoryUpdated
-from tests.harness.cli_tools import Program, append, flip, frames, make_log, open_log, segments
+from tests.harness.cli_tools import Program, append, flip, frames, make_log, open_log
+from tests.harness.logs import segment_paths
 
 
 def lsns(out: str) -> list[int]:
@@ -98,7 +99,7 @@ def test_what_is_asked_for(program: Program, store: Path, events: list[Event]) -
 
 @pytest.mark.parametrize("place", range(4))
 def test_damage_in_the_middle(program: Program, store: Path, events: list[Event], place: int) -> None:
-    path = segments(store)[1]
+    path = segment_paths(store)[1]
     lsn = int(path.stem) + 2
     frame = frames(path)[2]
     flip(path, frame + (0, 33, 64, 100)[place])
@@ -111,7 +112,7 @@ def test_damage_in_the_middle(program: Program, store: Path, events: list[Event]
 
 
 def test_a_damaged_segment_header_hides_no_event(program: Program, store: Path, events: list[Event]) -> None:
-    flip(segments(store)[1], 50)
+    flip(segment_paths(store)[1], 50)
     run = program("log", store, "--json")
     assert run.status == 1
     assert lsns(run.out) == list(range(1, len(events) + 1))
@@ -119,7 +120,7 @@ def test_a_damaged_segment_header_hides_no_event(program: Program, store: Path, 
 
 
 def test_a_missing_segment(program: Program, store: Path, events: list[Event]) -> None:
-    _, gone, after, *_ = segments(store)
+    _, gone, after, *_ = segment_paths(store)
     gone.unlink()
     run = program("log", store, "--json")
     first, last = int(gone.stem), int(after.stem) - 1
@@ -129,7 +130,7 @@ def test_a_missing_segment(program: Program, store: Path, events: list[Event]) -
 
 
 def test_a_torn_tail_is_no_damage(program: Program, store: Path, events: list[Event]) -> None:
-    path = segments(store)[-1]
+    path = segment_paths(store)[-1]
     path.write_bytes(path.read_bytes()[: frames(path)[-2] + 70])  # before the closing mark
     run = program("log", store, "--json")
     assert run.status == 0

@@ -17,18 +17,8 @@ from pixelmemory.doctor.repair_plan import plan_repair
 from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.store.lock import StoreLock
-from tests.harness.cli_tools import (
-    Program,
-    append,
-    contents,
-    flip,
-    frames,
-    logged,
-    make_log,
-    open_log,
-    sample,
-    segments,
-)
+from tests.harness.cli_tools import Program, append, contents, flip, frames, logged, make_log, open_log, sample
+from tests.harness.logs import segment_paths
 from tests.harness.mishaps import MISHAPS, delete, later_manifest, later_version
 
 
@@ -74,7 +64,9 @@ def check_log(store: Path, events: list[Event], first_lost: int, last_lost: int)
     with open_log(store) as log:
         assert log.durable_lsn == last_lost
         append(log, [MemoryAdded("work", "new", "", 0)])
-        assert log.read(last_lost + 1, events_max=1, bytes_max=1)[0].event.memory_id == "new"
+        (new,) = log.read(last_lost + 1, events_max=1, bytes_max=1)
+        assert isinstance(new.event, MemoryAdded)
+        assert new.event.memory_id == "new"
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -108,7 +100,7 @@ def test_several_mishaps_at_once(program: Program, store: Path, events: list[Eve
 
 
 def test_a_flipped_byte(program: Program, store: Path, events: list[Event]) -> None:
-    path, *behind = segments(store)[1:]
+    path, *behind = segment_paths(store)[1:]
     frame, lsn, last = frames(path)[2], int(path.stem) + 2, len(events)
     flip(path, frame + 80)
     damaged = path.read_bytes()
@@ -142,7 +134,7 @@ def test_a_flipped_byte(program: Program, store: Path, events: list[Event]) -> N
 
 def _header_of(number: int) -> Callable[[Path], int]:
     def damage(store: Path) -> int:
-        path = segments(store)[number]
+        path = segment_paths(store)[number]
         flip(path, 60)
         return int(path.stem)
 
@@ -151,7 +143,7 @@ def _header_of(number: int) -> Callable[[Path], int]:
 
 def _missing(number: int) -> Callable[[Path], int]:
     def damage(store: Path) -> int:
-        lsn = int(segments(store)[number].stem)
+        lsn = int(segment_paths(store)[number].stem)
         delete(number)(store)
         return lsn
 
@@ -159,19 +151,19 @@ def _missing(number: int) -> Callable[[Path], int]:
 
 
 def _cut_short(store: Path) -> int:
-    path = segments(store)[0]
+    path = segment_paths(store)[0]
     path.write_bytes(path.read_bytes()[: frames(path)[3]])
     return 4
 
 
 def _last_frame(store: Path) -> int:
-    path = segments(store)[-1]
+    path = segment_paths(store)[-1]
     flip(path, frames(path)[-2] + 70)
     return int(path.stem) + len(frames(path)) - 2
 
 
 def _zeroed_segment(store: Path) -> int:
-    path = segments(store)[1]
+    path = segment_paths(store)[1]
     path.write_bytes(bytes(path.stat().st_size))
     return int(path.stem)
 
@@ -219,7 +211,7 @@ def test_a_missing_log(program: Program, store: Path) -> None:
 def test_unreadable_bytes_count_as_the_most_events_they_can_have_held(
     program: Program, store: Path, events: list[Event]
 ) -> None:
-    path = segments(store)[-1]
+    path = segment_paths(store)[-1]
     first = int(path.stem)
     data = path.read_bytes()
     path.write_bytes(data[:128] + b"x" * (len(data) - 128))
@@ -235,7 +227,7 @@ def test_unreadable_bytes_count_as_the_most_events_they_can_have_held(
 def test_an_event_that_does_not_decode_is_cut(program: Program, store: Path, events: list[Event]) -> None:
     from zlib import crc32
 
-    path = segments(store)[0]
+    path = segment_paths(store)[0]
     at = frames(path)[4]
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[at + 12 : at + 16], "little")
@@ -254,14 +246,14 @@ def test_an_event_that_does_not_decode_is_cut(program: Program, store: Path, eve
 
 
 def test_repaired_twice(program: Program, store: Path, events: list[Event]) -> None:
-    flip(segments(store)[-1], frames(segments(store)[-1])[0] + 80)
-    first_lost = int(segments(store)[-1].stem)
+    flip(segment_paths(store)[-1], frames(segment_paths(store)[-1])[0] + 80)
+    first_lost = int(segment_paths(store)[-1].stem)
     repair(program, store)
     shutil.rmtree(store / "quarantine")
     more = sample(20)
     with open_log(store) as log:
         append(log, more)
-    flip(segments(store)[0], frames(segments(store)[0])[1] + 80)
+    flip(segment_paths(store)[0], frames(segment_paths(store)[0])[1] + 80)
     quarantine = repair(program, store)
     found = lines(quarantine / "events.jsonl")
     assert {line["type"] for line in found} == {"added", "updated", "deleted"}  # placeholders are no events
@@ -280,7 +272,7 @@ def test_any_flipped_bit_or_cut(program: Program, tmp_path: Path) -> None:
     for number in range(40):
         store = tmp_path / f"store-{number}"
         shutil.copytree(clean, store)
-        path = chance.choice(segments(store)[:-1] if number % 2 else segments(store))
+        path = chance.choice(segment_paths(store)[:-1] if number % 2 else segment_paths(store))
         data = bytearray(path.read_bytes())
         at = chance.randrange(len(data))
         if number % 3:
@@ -296,7 +288,7 @@ def test_any_flipped_bit_or_cut(program: Program, tmp_path: Path) -> None:
         kept = next((n for n, event in enumerate(found) if is_lost(event)), len(found))
         assert found[:kept] == given[:kept]
         assert all(map(is_lost, found[kept:]))
-        assert len(found) >= len(given) or path == segments(clean)[-1]
+        assert len(found) >= len(given) or path == segment_paths(clean)[-1]
     assert repaired > 25
 
 
@@ -376,7 +368,7 @@ def test_a_clean_store_needs_none(program: Program, store: Path) -> None:
 
 
 def test_a_torn_tail_is_left_to_the_next_open(program: Program, store: Path, events: list[Event]) -> None:
-    path = segments(store)[-1]
+    path = segment_paths(store)[-1]
     path.write_bytes(path.read_bytes()[: frames(path)[-2] + 70])
     run = program("repair", store, "--log-only", "--yes")
     assert run.status == 0
@@ -385,7 +377,7 @@ def test_a_torn_tail_is_left_to_the_next_open(program: Program, store: Path, eve
 
 
 def test_a_store_that_is_open(program: Program, store: Path) -> None:
-    flip(segments(store)[0], 300)
+    flip(segment_paths(store)[0], 300)
     lock = StoreLock.acquire(store / "LOCK")
     try:
         run = program("repair", store, "--log-only", "--yes")
@@ -404,7 +396,7 @@ def test_a_store_of_a_later_version_is_left_alone(
     program: Program, store: Path, break_it: Callable[[Path], None]
 ) -> None:
     break_it(store)
-    flip(segments(store)[-1], 300)
+    flip(segment_paths(store)[-1], 300)
     before = contents(store)
     run = program("repair", store, "--log-only", "--yes")
     assert run.status == 2
@@ -413,7 +405,7 @@ def test_a_store_of_a_later_version_is_left_alone(
 
 
 def test_nothing_to_go_by(program: Program, store: Path) -> None:
-    for path in segments(store):
+    for path in segment_paths(store):
         path.write_bytes(b"x" * 1000)
     (store / "MANIFEST").write_bytes(b"")
     run = program("repair", store, "--log-only", "--yes")

@@ -19,8 +19,9 @@ import pytest
 
 from pixelmemory import Layout, Memory
 from pixelmemory.store.manifest import Manifest
-from tests.harness.cli_tools import Program, flip, frames, segments
+from tests.harness.cli_tools import Program, flip, frames
 from tests.harness.engine_tools import tables_path, with_pixeltable
+from tests.harness.logs import segment_paths
 
 if TYPE_CHECKING:
     from tests.conftest import OpenMemory
@@ -235,7 +236,7 @@ def test_a_repair_and_what_can_be_added_again(
         memory.flush()
         last_lsn = memory.last_lsn
     assert last_lsn is not None
-    path = segments(store)[1]
+    path = segment_paths(store)[1]
     lsn = int(path.stem) + 1
     flip(path, frames(path)[1] + 80)
     report = verify(program, store, 1)
@@ -300,7 +301,7 @@ def test_a_log_that_ends_before_its_tables(
         memory.add_entry("one")
         memory.add_entry("two")
         memory.flush()
-    path = segments(store)[0]
+    path = segment_paths(store)[0]
     path.write_bytes(path.read_bytes()[: frames(path)[1]])
     report = verify(program, store, 1)
     assert "the tables have applied events that the log does not hold" in report["projection"]["not_compared_because"]

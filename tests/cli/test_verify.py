@@ -17,19 +17,8 @@ from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.frame import FrameKind, build_frame, encode_records
 from pixelmemory.memory.events import Event, MemoryAdded
 from pixelmemory.store.manifest import Manifest
-from tests.harness.cli_tools import (
-    SEGMENT_BYTES,
-    STORE_ID,
-    Program,
-    append,
-    contents,
-    flip,
-    frames,
-    make_log,
-    open_log,
-    sample,
-    segments,
-)
+from tests.harness.cli_tools import SEGMENT_BYTES, Program, append, contents, flip, frames, make_log, open_log, sample
+from tests.harness.logs import STORE_ID, segment_paths
 from tests.harness.mishaps import MISHAPS, later_manifest, later_version
 
 
@@ -53,12 +42,12 @@ def test_a_clean_store(program: Program, store: Path, events: list[Event]) -> No
     status, report = verify(program, store)
     assert status == 0
     assert report["log"] == {
-        "segments": len(segments(store)),
+        "segments": len(segment_paths(store)),
         "batches": len(events),
         "events": len(events),
         "placeholders": 0,
         "removed": 0,
-        "bytes": sum(path.stat().st_size for path in segments(store)),
+        "bytes": sum(path.stat().st_size for path in segment_paths(store)),
         "first_lsn": 1,
         "last_lsn": len(events),
         "torn_bytes": 0,
@@ -122,7 +111,7 @@ def test_an_empty_store(program: Program, tmp_path: Path) -> None:
 
 
 def test_a_torn_tail_is_no_finding(program: Program, store: Path, events: list[Event]) -> None:
-    path = segments(store)[-1]
+    path = segment_paths(store)[-1]
     path.write_bytes(path.read_bytes()[: frames(path)[-2] + 70])
     status, report = verify(program, store)
     log_report = report["log"]
@@ -132,7 +121,7 @@ def test_a_torn_tail_is_no_finding(program: Program, store: Path, events: list[E
 
 
 def test_a_flipped_byte(program: Program, store: Path, events: list[Event]) -> None:
-    path = segments(store)[1]
+    path = segment_paths(store)[1]
     frame = frames(path)[1]
     lsn = int(path.stem) + 1
     flip(path, frame + 80)
@@ -148,7 +137,7 @@ def test_a_flipped_byte(program: Program, store: Path, events: list[Event]) -> N
 
 
 def test_several_damages(program: Program, store: Path) -> None:
-    paths = segments(store)
+    paths = segment_paths(store)
     for path in paths[:3]:
         flip(path, frames(path)[1] + 80)
     _, report = verify(program, store)
@@ -189,7 +178,7 @@ def test_intact_frames_with_events_that_do_not_decode(
     program: Program, tmp_path: Path, code: int, payload: bytes, status: int, message: str
 ) -> None:
     store = make_log(tmp_path / "notes", sample(3))
-    path = segments(store)[-1]
+    path = segment_paths(store)[-1]
     data = path.read_bytes()
     close = frames(path)[-1]
     body = encode_records([code], [payload], bytes(16), 0)
@@ -236,7 +225,7 @@ def test_any_flipped_bit_or_cut_is_found_if_an_open_refuses_it(program: Program,
     for number in range(60):
         store = tmp_path / f"store-{number}"
         shutil.copytree(clean, store)
-        path = chance.choice(segments(store))
+        path = chance.choice(segment_paths(store))
         data = bytearray(path.read_bytes())
         at = chance.randrange(len(data))
         if number % 4:

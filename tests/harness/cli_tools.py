@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -15,9 +15,8 @@ from pixelmemory import Options
 from pixelmemory.cli import main
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
-from pixelmemory.store.manifest import Manifest
+from tests.harness.logs import STORE_ID, open_next_epoch, read_events
 
-STORE_ID = uuid.UUID("0192f0c8-7a3e-7cc2-98ab-1d2e3f405162")
 SEGMENT_BYTES = 4096
 FRAME_MAGIC = b"\xb5PMF"
 
@@ -66,22 +65,21 @@ def make_log(folder: Path, events: Iterable[Event], *, store_id: uuid.UUID = STO
 
 
 @contextmanager
-def open_log(folder: Path, *, store_id: uuid.UUID = STORE_ID, epoch: int = 1) -> Any:
+def open_log(folder: Path, *, store_id: uuid.UUID = STORE_ID, epoch: int = 1) -> Iterator[FileLog]:
+    """The log of a store without tables; a new one begins with ``epoch``."""
     folder.mkdir(parents=True, exist_ok=True)
-    old = Manifest.load(folder)
-    manifest = old if old is not None else Manifest(store_id=store_id, epoch=epoch, embedding="none", has_log=True)
-    manifest.save(folder)
-    with ExitStack() as stack:
-        log = FileLog.open(
-            folder,
-            store_id=manifest.store_id,
-            epoch=manifest.epoch,
-            options=Options(segment_bytes_max=SEGMENT_BYTES),
-            on_commit=lambda _: None,
-            has_log=old is not None and old.has_log,
-        )
-        stack.callback(log.close)
+    log = open_next_epoch(
+        folder,
+        Options(segment_bytes_max=SEGMENT_BYTES),
+        lambda _: None,
+        store_id=store_id,
+        epoch=epoch - 1,
+        embedding="none",
+    )
+    try:
         yield log
+    finally:
+        log.close()
 
 
 def append(log: FileLog, events: Iterable[Event]) -> None:
@@ -95,15 +93,8 @@ def logged(folder: Path) -> list[Event]:
     copy = folder.with_name(folder.name + "-copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
-    events: list[Event] = []
     with open_log(copy) as log:
-        while batch := log.read(len(events) + 1, events_max=1000, bytes_max=1 << 20):
-            events += [stored.event for stored in batch]
-    return events
-
-
-def segments(folder: Path) -> list[Path]:
-    return sorted((folder / "log").glob("*.log"))
+        return [stored.event for stored in read_events(log)]
 
 
 def frames(path: Path) -> list[int]:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
-from threading import Condition
 from typing import NamedTuple
 
-import msgspec
-
-from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError
 from pixelmemory.log.contract import StoredEvent
-from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Files
 from pixelmemory.memory.events import MemoryAdded
 from pixelmemory.options import Options
-from pixelmemory.store.manifest import Manifest
 from tests.harness.fault_report import Verdict
 from tests.harness.independent_reader import DiskEvent, DiskLog, read_log
+from tests.harness.logs import Outcomes, end_dead, open_next_epoch, read_events
 from tests.harness.simulated_disk import SimulatedDisk
 
 __all__ = ["STORE", "Book", "Recovered", "Store", "disk_log", "judge", "make_events", "read_all", "recovered"]
 
 #: where the stores on simulated disks are
 STORE = Path("/home/store")
-OUTCOME_TIMEOUT_SECONDS = 60.0
 
 
 class Recovered(NamedTuple):
@@ -107,8 +99,10 @@ class Book:
         """An open has succeeded and showed ``found``: all of that stays, and nothing else comes back."""
         there = {event.number for event in found}
         self.promised = set(there)
-        self.acked = set(there)
-        self.gone = set(self.counts) - there
+        self.acked.clear()  # an open log goes on to write in these two
+        self.acked |= there
+        self.gone.clear()
+        self.gone |= set(self.counts) - there
 
 
 def judge(book: Book, found: Sequence[Recovered], promised: Set[int] | None = None) -> Verdict:
@@ -146,10 +140,7 @@ def disk_log(disk: SimulatedDisk, folder: Path = STORE) -> DiskLog:
 
 def read_all(log: FileLog, events_max: int = 50) -> list[Recovered]:
     """Everything that the log gives out."""
-    events: list[StoredEvent] = []
-    while part := log.read(len(events) + 1, events_max=events_max, bytes_max=1 << 20):
-        events += part
-    return recovered(events)
+    return recovered(read_events(log, events_max=events_max))
 
 
 class Store:
@@ -158,7 +149,6 @@ class Store:
     Attributes:
         log: open until ``close``.
         opened_with: what it held at open.
-        failures: what ``on_commit`` was told, but for refusals.
     """
 
     def __init__(
@@ -172,64 +162,28 @@ class Store:
         check_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self.book = book
-        self._dead = dead
-        self._settled = Condition()
-        self._outstanding = 0
-        self.errors: list[Exception] = []
+        self._outcomes = Outcomes(book.acked, book.gone)
+        self._outcomes.dead = dead
         if not files.is_folder(folder):
             files.make_folder(folder)
-        manifest = Manifest.load(folder, files) or Manifest(store_id=store_id or uuid.uuid4())
-        manifest = msgspec.structs.replace(manifest, epoch=manifest.epoch + 1)
-        manifest.save(folder, files, check_folder)
-        self.log = FileLog.open(
-            folder,
-            store_id=manifest.store_id,
-            epoch=manifest.epoch,
-            options=options,
-            on_commit=self._on_commit,
-            files=files,
-            has_log=manifest.has_log,
-            check_folder=check_folder,
+        self.log = open_next_epoch(
+            folder, options, self._outcomes, store_id=store_id, files=files, check_folder=check_folder
         )
-        if not manifest.has_log:
-            try:
-                msgspec.structs.replace(manifest, has_log=True).save(folder, files)
-            except BaseException:
-                self.end_dead()
-                raise
 
-    def _on_commit(self, appends: Sequence[Append]) -> None:
-        with self._settled:
-            for append in appends:
-                self._outstanding -= 1
-                if append.error is None:
-                    self.book.acked.add(append.context)
-                else:
-                    self.errors.append(append.error)
-                    if isinstance(append.error, LogWriteError | LogPoisonedError) and not self._dead():
-                        self.book.gone.add(append.context)
-            self._settled.notify_all()
+    @property
+    def errors(self) -> list[Exception]:
+        """What appends were told that were not acknowledged."""
+        return self._outcomes.errors
 
     def submit(self, count: int) -> int:
         """Try one append of ``count`` events; returns its number."""
         number = self.book.new(count)
-        with self._settled:
-            self._outstanding += 1
-        try:
-            self.log.submit(make_events(number, count), number)
-        except LogPoisonedError as error:
-            with self._settled:
-                self._outstanding -= 1
-                self.errors.append(error)
-                self.book.gone.add(number)
+        self._outcomes.submit(self.log, make_events(number, count), number)
         return number
 
     def wait(self) -> None:
         """Until every append has an outcome."""
-        deadline = time.monotonic() + OUTCOME_TIMEOUT_SECONDS
-        with self._settled:
-            while self._outstanding:
-                assert self._settled.wait(deadline - time.monotonic()), "an append was never settled"
+        self._outcomes.wait()
 
     def append(self, count: int = 1) -> bool:
         """One append and its outcome; False if it was not acknowledged."""
@@ -239,5 +193,4 @@ class Store:
 
     def end_dead(self) -> None:
         """End the writer thread of a process whose disk is gone."""
-        with contextlib.suppress(LogError, OSError):  # it may have had something to flush
-            self.log.close()
+        end_dead(self.log)

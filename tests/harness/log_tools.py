@@ -16,8 +16,8 @@ from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated
+from tests.harness.logs import STORE_ID
 
-STORE_ID = uuid.UUID("0192f0c8-7a3e-7cc2-98ab-1d2e3f405162")
 WAIT_SECONDS = 30.0
 
 
@@ -112,16 +112,6 @@ def opened(
         log.close()
 
 
-def read_all(log: FileLog, *, events_max: int = 1000, bytes_max: int = 1 << 20) -> list[StoredEvent]:
-    """Everything in the log, read in order from its first LSN."""
-    events: list[StoredEvent] = []
-    lsn = log.first_lsn
-    while batch := log.read(lsn, events_max=events_max, bytes_max=bytes_max):
-        events += batch
-        lsn = batch[-1].lsn + 1
-    return events
-
-
 def looked_into(folder: Path) -> tuple[list[StoredEvent], list[Damage]]:
     """Every event that can be read without opening the log, and what is wrong with it; no MANIFEST is no damage."""
     items = list(LogInspection(folder, live=False).items(thorough=True))
@@ -132,10 +122,6 @@ def looked_into(folder: Path) -> tuple[list[StoredEvent], list[Damage]]:
 
 def plain(events: Iterable[StoredEvent]) -> list[Event]:
     return [stored.event for stored in events]
-
-
-def segment_paths(folder: Path) -> list[Path]:
-    return sorted((folder / "log").glob("*.log"))
 
 
 class HeldFiles(Files):

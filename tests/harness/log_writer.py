@@ -11,21 +11,17 @@ import os
 import random
 import resource
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Semaphore
 
-import msgspec
-
 from pixelmemory.errors import LogError, ManifestError, StoreLockedError
 from pixelmemory.log.file import recovery as renewal
 from pixelmemory.log.file.append import Append
-from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import Options, SyncMode
 from pixelmemory.store.lock import StoreLock
-from pixelmemory.store.manifest import Manifest
 from tests.harness.log_harness import make_events
+from tests.harness.logs import open_next_epoch
 
 #: appends that wait for their outcome at a time
 OUTSTANDING_MAX = 8
@@ -40,20 +36,8 @@ class Writer:
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.lock = StoreLock.acquire(folder / "LOCK")
-        manifest = Manifest.load(folder) or Manifest(store_id=uuid.uuid4())
-        manifest = msgspec.structs.replace(manifest, epoch=manifest.epoch + 1)
-        manifest.save(folder)
         self._room = Semaphore(OUTSTANDING_MAX)
-        self.log = FileLog.open(
-            folder,
-            store_id=manifest.store_id,
-            epoch=manifest.epoch,
-            options=options,
-            on_commit=self._on_commit,
-            has_log=manifest.has_log,
-        )
-        if not manifest.has_log:
-            msgspec.structs.replace(manifest, has_log=True).save(folder)
+        self.log = open_next_epoch(folder, options, self._on_commit)
         say("open", self.log.durable_lsn, os.getpid())
 
     def _on_commit(self, appends: Sequence[Append]) -> None:

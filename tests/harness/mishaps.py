@@ -11,11 +11,12 @@ from zlib import crc32
 import msgspec
 
 from pixelmemory.store.manifest import Manifest
-from tests.harness.cli_tools import flip, frames, make_log, sample, segments
+from tests.harness.cli_tools import flip, frames, make_log, sample
+from tests.harness.logs import segment_paths
 
 
 def delete(number: int) -> Callable[[Path], None]:
-    return lambda store: segments(store)[number].unlink()
+    return lambda store: segment_paths(store)[number].unlink()
 
 
 def _delete_all(store: Path) -> None:
@@ -24,19 +25,19 @@ def _delete_all(store: Path) -> None:
 
 def _foreign(store: Path) -> None:
     other = make_log(store.parent / "other", sample(5), store_id=uuid.uuid4())
-    shutil.copy(segments(other)[0], store / "log" / f"{10**6:020d}.log")
+    shutil.copy(segment_paths(other)[0], store / "log" / f"{10**6:020d}.log")
 
 
 def _copied(store: Path) -> None:
-    shutil.copy(segments(store)[1], store / "log" / f"{10**6:020d}.log")
+    shutil.copy(segment_paths(store)[1], store / "log" / f"{10**6:020d}.log")
 
 
 def _renamed(store: Path) -> None:
-    segments(store)[1].rename(store / "log" / f"{int(segments(store)[1].stem) + 1:020d}.log")
+    segment_paths(store)[1].rename(store / "log" / f"{int(segment_paths(store)[1].stem) + 1:020d}.log")
 
 
 def _swapped(store: Path) -> None:
-    one, two = segments(store)[1:3]
+    one, two = segment_paths(store)[1:3]
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
@@ -47,16 +48,16 @@ def _stray(store: Path) -> None:
 
 
 def _intruder(store: Path) -> None:
-    (store / "log" / f"{int(segments(store)[1].stem) - 1:020d}.log").write_bytes(b"x" * 500)
+    (store / "log" / f"{int(segment_paths(store)[1].stem) - 1:020d}.log").write_bytes(b"x" * 500)
 
 
 def _bad_seal(store: Path) -> None:
-    path = segments(store)[0]
+    path = segment_paths(store)[0]
     flip(path, path.stat().st_size - 1)
 
 
 def _cut_short(store: Path) -> None:
-    path = segments(store)[0]
+    path = segment_paths(store)[0]
     path.write_bytes(path.read_bytes()[: frames(path)[3]])
 
 
@@ -100,7 +101,7 @@ MISHAPS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 
 def later_version(store: Path) -> None:
-    path = segments(store)[0]
+    path = segment_paths(store)[0]
     data = bytearray(path.read_bytes())
     data[8] = 9
     data[124:128] = crc32(data[:124]).to_bytes(4, "little")

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Condition
 from typing import NamedTuple
 
-from pixelmemory.errors import LogError, LogPoisonedError, LogWriteError, StoreClosedError
 from pixelmemory.log.contract import StoredEvent
-from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.log.file.files import Files
 from pixelmemory.memory.events import Event, EventRemoved, MemoryAdded
 from pixelmemory.options import Options
 from tests.harness.fault_report import Verdict
 from tests.harness.independent_reader import DiskEvent, DiskLog
+from tests.harness.logs import Outcomes, end_dead, read_events
 
 __all__ = ["CANARY", "REMOVED_AT_US", "STORE_ID", "Ledger", "Life", "erase", "folders_of"]
 
 CANARY = "c4n4ry"
 REMOVED_AT_US = 7
 STORE_ID = uuid.UUID(int=20)
-OUTCOME_TIMEOUT_SECONDS = 60.0
 
 
 def erase(stored: StoredEvent) -> Event:
@@ -129,38 +125,19 @@ class Life:
 
     def __init__(self, ledger: Ledger, folder: Path, files: Files, epoch: int, options: Options) -> None:
         self.ledger = ledger
-        self._settled = Condition()
-        self._outstanding = 0
-        #: the disk is gone: what it says now counts for nothing
+        #: the disk is gone: what the log says now counts for nothing
         self.dead = False
+        self._outcomes = Outcomes(ledger.acked, ledger.gone)
+        self._outcomes.dead = lambda: self.dead
         self.log = FileLog.open(
-            folder, store_id=STORE_ID, epoch=epoch, options=options, on_commit=self._on_commit, files=files
+            folder, store_id=STORE_ID, epoch=epoch, options=options, on_commit=self._outcomes, files=files
         )
-
-    def _on_commit(self, appends: Sequence[Append]) -> None:
-        with self._settled:
-            for append in appends:
-                self._outstanding -= 1
-                if append.error is None:
-                    self.ledger.acked.add(append.context)
-                elif isinstance(append.error, LogWriteError | LogPoisonedError) and not self.dead:
-                    self.ledger.gone.add(append.context)
-            self._settled.notify_all()
 
     def append(self, count: int = 1, *, canary: bool = False) -> bool:
         """One append and its outcome; False if it was not acknowledged."""
         entry = self.ledger.new(count, canary=canary)
-        with self._settled:
-            self._outstanding += 1
-        try:
-            self.log.submit(entry.events(), entry.number)
-        except (LogPoisonedError, StoreClosedError):
-            with self._settled:
-                self._outstanding -= 1
-            self.ledger.gone.add(entry.number)
-            return False
-        with self._settled:
-            assert self._settled.wait_for(lambda: not self._outstanding, OUTCOME_TIMEOUT_SECONDS)
+        self._outcomes.submit(self.log, entry.events(), entry.number)
+        self._outcomes.wait()
         return entry.number in self.ledger.acked
 
     def fill(self, counts: Sequence[int] = (1, 3, 1, 9, 1, 2, 12, 1, 1, 4)) -> None:
@@ -169,13 +146,10 @@ class Life:
             assert self.append(count, canary=number % 3 == 1)
 
     def read(self) -> list[StoredEvent]:
-        events: list[StoredEvent] = []
-        while part := self.log.read(len(events) + 1, events_max=7, bytes_max=1 << 20):
-            events += part
-        return events
+        """Everything that the log gives out."""
+        return read_events(self.log, events_max=7)
 
     def end_dead(self) -> None:
         """End the threads of a process whose disk is gone."""
         self.dead = True
-        with contextlib.suppress(LogError, OSError):
-            self.log.close()
+        end_dead(self.log)

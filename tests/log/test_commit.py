@@ -15,17 +15,8 @@ from pixelmemory import InvalidArgumentError, LimitExceededError, Options, Store
 from pixelmemory.log.file.append import Append
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.options import SyncMode
-from tests.harness.log_tools import (
-    STORE_ID,
-    WAIT_SECONDS,
-    HeldFiles,
-    Outcomes,
-    added,
-    opened,
-    plain,
-    read_all,
-    sample_events,
-)
+from tests.harness.log_tools import WAIT_SECONDS, HeldFiles, Outcomes, added, opened, plain, sample_events
+from tests.harness.logs import STORE_ID, read_events
 
 
 def test_lsns_are_dense_from_one_and_reported_in_order(tmp_path: Path) -> None:
@@ -107,7 +98,7 @@ def test_many_threads_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
         assert [a.first_lsn for a in appends] == sorted(lsn for lsn in by_lsn if lsn is not None)
         for own in submitted:
             assert [a.first_lsn for a in own] == sorted(a.first_lsn for a in own if a.first_lsn is not None)
-        stored = read_all(store.log)
+        stored = read_events(store.log)
         assert plain(stored) == [event for append in appends for event in append.events]
         assert [s.lsn for s in stored] == list(range(1, len(stored) + 1))
         assert len({s.event_id for s in stored}) == len(stored)
@@ -135,7 +126,7 @@ def test_a_withdrawn_append_leaves_no_trace(tmp_path: Path) -> None:
         assert store.log.durable_lsn == 4
     assert store.outcomes.appends == [first, *kept]
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == [added(n) for n in (0, 1, 3, 4)]
+        assert plain(read_events(store.log)) == [added(n) for n in (0, 1, 3, 4)]
 
 
 def test_a_call_over_the_limit_is_refused_before_the_log(tmp_path: Path) -> None:
@@ -240,7 +231,7 @@ def test_time_in_the_log_never_goes_back(tmp_path: Path, monkeypatch: pytest.Mon
     with opened(tmp_path, epoch=2) as store:
         assert store.log.last_logged_at_ns == last
         store.append(added(6))
-        times = [s.logged_at_ns for s in read_all(store.log)]
+        times = [s.logged_at_ns for s in read_events(store.log)]
     assert len(times) == 6
     assert times == sorted(times)
     assert times[5] == last
@@ -269,7 +260,7 @@ def test_times_stay_ordered_when_a_slow_thread_is_overtaken(tmp_path: Path, monk
         assert both[0] is fast
         assert both[1].logged_at_ns >= fast.logged_at_ns
     with opened(tmp_path, epoch=2) as store:
-        assert [s.logged_at_ns for s in read_all(store.log)] == [a.logged_at_ns for a in both]
+        assert [s.logged_at_ns for s in read_events(store.log)] == [a.logged_at_ns for a in both]
 
 
 # -- sync modes
@@ -322,7 +313,7 @@ def test_every_mode_reopens_to_the_same_events(tmp_path: Path, mode: SyncMode) -
         assert store.log.stats().segments > 2
     with opened(tmp_path, epoch=2) as store:
         assert store.log.recovery.clean
-        assert plain(read_all(store.log)) == events
+        assert plain(read_events(store.log)) == events
 
 
 # -- processes
@@ -407,4 +398,4 @@ def test_the_writer_never_dies_silently(tmp_path: Path, caplog: pytest.LogCaptur
             store.log.flush()
     assert "writer stopped" in caplog.text
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == [added(0)]
+        assert plain(read_events(store.log)) == [added(0)]

@@ -19,7 +19,8 @@ from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.memory.events import Event
 from pixelmemory.options import SyncMode
 from pixelmemory.store.manifest import Manifest
-from tests.harness.log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plain, read_all, sample_events
+from tests.harness.log_tools import WAIT_SECONDS, FailingFiles, HeldFiles, added, opened, plain, sample_events
+from tests.harness.logs import read_events
 
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")
 EIO = OSError(errno.EIO, "Input/output error")
@@ -27,7 +28,7 @@ EIO = OSError(errno.EIO, "Input/output error")
 
 def reopened(folder: Path, epoch: int = 9) -> list[Event]:
     with opened(folder, epoch=epoch) as store:
-        return plain(read_all(store.log))
+        return plain(read_events(store.log))
 
 
 @pytest.mark.parametrize("mode", [SyncMode.ALWAYS, SyncMode.INTERVAL])
@@ -50,7 +51,7 @@ def test_a_write_that_fails_records_nothing_and_later_writes_succeed(
             assert failed.first_lsn is None
         assert store.log.failure is None
         assert store.log.durable_lsn == 1
-        assert plain(read_all(store.log)) == [added(1)]
+        assert plain(read_events(store.log)) == [added(1)]
         del files.fail["write"]
         assert store.append(added(4)).first_lsn == 2
         shutil.copytree(tmp_path, tmp_path.with_name(tmp_path.name + "-killed"))
@@ -99,7 +100,7 @@ def test_a_failed_sync_poisons_and_the_descriptor_is_never_synced_again(tmp_path
                 call()
         assert store.log.failure is failed.error
         assert store.log.durable_lsn == 1
-        assert plain(read_all(store.log)) == [added(1)]  # reads go on
+        assert plain(read_events(store.log)) == [added(1)]  # reads go on
         store.log.close()
         assert not [call for call in files.calls if call[0] in ("write", "sync", "truncate")]
     events = reopened(tmp_path)
@@ -199,7 +200,7 @@ def test_a_rotation_that_finds_no_room_is_tried_again(tmp_path: Path, operation:
         files.fail.clear()
         store.append_each(BIG[2:])
         assert store.log.durable_lsn == 8
-        assert plain(read_all(store.log)) == BIG
+        assert plain(read_events(store.log)) == BIG
         shutil.copytree(tmp_path, tmp_path.with_name(tmp_path.name + "-killed"))
     assert reopened(tmp_path) == BIG
     assert reopened(tmp_path.with_name(tmp_path.name + "-killed")) == BIG
@@ -216,7 +217,7 @@ def test_a_rotation_whose_name_may_be_there_or_not_poisons(tmp_path: Path, opera
         files.fail.clear()
         with pytest.raises(LogPoisonedError):
             store.log.submit([BIG[3]])
-        assert plain(read_all(store.log)) == BIG[:2]
+        assert plain(read_events(store.log)) == BIG[:2]
     assert reopened(tmp_path) == BIG[:2]
 
 
@@ -367,5 +368,5 @@ def test_a_kill_at_a_fault_point_loses_nothing_acknowledged(tmp_path: Path, poin
     assert later == list(range(later[0], later[0] + 6))
     assert later[0] - 1 in (len(acked), len(acked) + 1)  # what was written and not acknowledged may be there
     with opened(tmp_path, epoch=3, store_id=uuid.UUID(int=1)) as store:
-        stored: list[StoredEvent] = read_all(store.log)
+        stored: list[StoredEvent] = read_events(store.log)
     assert [s.lsn for s in stored] == list(range(1, later[-1] + 1))

@@ -33,7 +33,8 @@ from pixelmemory.log.file.segment import (
     segment_name,
 )
 from pixelmemory.memory.events import Event, MemoryAdded, MemoryDeleted, MemoryUpdated, encode_event
-from tests.harness.log_tools import STORE_ID, added
+from tests.harness.log_tools import added
+from tests.harness.logs import STORE_ID
 
 PATH = Path("00000000000000000001.log")
 SALT = 0x0123456789ABCDEF

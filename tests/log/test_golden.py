@@ -13,7 +13,8 @@ import pytest
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EVENT_TYPES, Event, decode_event
 from pixelmemory.store.manifest import Manifest
-from tests.harness.log_tools import STORE_ID, added, looked_into, opened, plain, read_all
+from tests.harness.log_tools import added, looked_into, opened, plain
+from tests.harness.logs import STORE_ID, read_events
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 VERSIONS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.name.startswith("v") and folder.is_dir())
@@ -61,10 +62,10 @@ def test_golden_segments_hold_the_same_events(version: str, name: str, tmp_path:
     with opened(folder, epoch=manifest.epoch + 1, store_id=manifest.store_id) as store:
         assert store.log.recovery.clean == (name == "closed")
         assert store.log.recovery.segments > 3
-        assert read_all(store.log, events_max=7) == expected
+        assert read_events(store.log, events_max=7) == expected
         assert store.append(added(1)).first_lsn == len(expected) + 1
     with opened(folder, epoch=manifest.epoch + 2, store_id=manifest.store_id) as store:
-        assert plain(read_all(store.log)) == [*plain(expected), added(1)]
+        assert plain(read_events(store.log)) == [*plain(expected), added(1)]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

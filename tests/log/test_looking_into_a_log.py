@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pixelmemory.options import SyncMode
-from tests.harness.log_tools import added, looked_into, opened, plain, read_all, sample_events, segment_paths
+from tests.harness.log_tools import added, looked_into, opened, plain, sample_events
+from tests.harness.logs import read_events, segment_paths
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def test_a_sound_log_has_no_findings(folder: Path) -> None:
     assert findings == []
     assert plain(events) == sample_events(100)
     with opened(folder, epoch=2) as store:
-        assert events == read_all(store.log)
+        assert events == read_events(store.log)
 
 
 @pytest.mark.parametrize("mode", SyncMode)

@@ -16,7 +16,8 @@ from pixelmemory.log.file import active_segment as appender
 from pixelmemory.log.file import group_commit as writer
 from pixelmemory.log.file.files import Buffer, Files
 from pixelmemory.options import SyncMode
-from tests.harness.log_tools import WAIT_SECONDS, FailingFiles, added, opened, plain, read_all, segment_paths
+from tests.harness.log_tools import WAIT_SECONDS, FailingFiles, added, opened, plain
+from tests.harness.logs import read_events, segment_paths
 
 ENOSPC = OSError(errno.ENOSPC, "No space left on device")
 EIO = OSError(errno.EIO, "Input/output error")
@@ -76,9 +77,9 @@ def test_the_problem_stands_until_there_is_room_and_goes_without_a_write(tmp_pat
         store.append_each(EVENTS[3:])
         assert store.log.problem is None
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
     with opened(tmp_path.with_name(tmp_path.name + "-killed"), epoch=2) as store:  # with the zeros of the probe
-        assert plain(read_all(store.log)) == EVENTS[:3]
+        assert plain(read_events(store.log)) == EVENTS[:3]
         assert store.log.recovery.torn_bytes == 0
 
 
@@ -118,7 +119,7 @@ def test_what_a_probe_could_not_fill_is_given_back(tmp_path: Path) -> None:
         files.bytes_max = 2_000_000
         files.wait_for_failure()
         wait_until(lambda: segment.stat().st_size < 4000)
-        assert plain(read_all(store.log)) == EVENTS[:3]
+        assert plain(read_events(store.log)) == EVENTS[:3]
 
 
 @pytest.mark.parametrize("operation", ["open_new", "write"])
@@ -137,7 +138,7 @@ def test_a_rotation_that_failed_is_tried_again(tmp_path: Path, operation: str) -
         assert len(segment_paths(tmp_path)) == 2
         store.append_each(EVENTS[3:])
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
 
 
 @pytest.mark.parametrize("operation", ["sync", "rename", "sync_folder"])
@@ -157,7 +158,7 @@ def test_a_probe_that_leaves_the_log_broken_poisons_it(tmp_path: Path, operation
             store.log.submit([EVENTS[3]])
         assert not [call for call in files.calls if call[0] in ("write", "sync", "truncate")]
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS[:3]
+        assert plain(read_events(store.log)) == EVENTS[:3]
 
 
 def test_a_failed_descriptor_is_not_probed(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_close_with_a_problem(tmp_path: Path) -> None:
         assert store.append(EVENTS[3]).error is not None
         files.wait_for_failure()
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS[:3]
+        assert plain(read_events(store.log)) == EVENTS[:3]
 
 
 def test_room_is_reserved_again(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pixelmemory import InvalidArgumentError, LogCorruptError
 from pixelmemory.log.file.file_log import FileLog
 from pixelmemory.memory.events import Event
-from tests.harness.log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
+from tests.harness.log_tools import FailingFiles, added, opened, plain, sample_events
+from tests.harness.logs import read_events, segment_paths
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +75,12 @@ def test_the_tail_and_the_segments_give_the_same(tmp_path: Path) -> None:
     with opened(tmp_path, segment_bytes_max=8192) as store:
         for at in range(0, 300, 3):
             store.append(*events[at : at + 3])
-        from_tail = read_all(store.log, events_max=7)
+        from_tail = read_events(store.log, events_max=7)
     for tail_bytes_max in (0, 1 << 20):
         with opened(tmp_path, epoch=2, tail_bytes_max=tail_bytes_max) as store:
             assert store.log.stats().tail_bytes == 0
-            assert read_all(store.log, events_max=7) == from_tail
-            assert read_all(store.log, events_max=1000, bytes_max=1) == from_tail
+            assert read_events(store.log, events_max=7) == from_tail
+            assert read_events(store.log, events_max=1000, bytes_max=1) == from_tail
     assert plain(from_tail) == events
 
 
@@ -108,7 +109,7 @@ def test_the_tail_stays_within_its_bound(tmp_path: Path) -> None:
             assert store.log.stats().tail_bytes <= 5000
         store.append(added(300, "x" * 6000))  # larger than the tail
         assert store.log.stats().tail_bytes == 0
-        assert len(read_all(store.log)) == 301
+        assert len(read_events(store.log)) == 301
 
 
 def test_reading_on_searches_nothing_and_opens_no_file_again(
@@ -131,7 +132,7 @@ def test_reading_on_searches_nothing_and_opens_no_file_again(
     with opened(folder, epoch=9, files=Counting()) as store:
         opens.clear()
         bytes_read.clear()
-        assert len(read_all(store.log, events_max=3)) == sum(map(len, frames))
+        assert len(read_events(store.log, events_max=3)) == sum(map(len, frames))
         assert len(opens) <= store.log.stats().segments + 1
         assert sum(bytes_read) <= 2 * store.log.stats().bytes
 
@@ -191,7 +192,7 @@ def test_a_segment_that_went_away_is_named(tmp_path: Path) -> None:
         path = segment_paths(tmp_path)[1]
         path.unlink()
         with pytest.raises(LogCorruptError, match="cannot be opened") as caught:
-            read_all(store.log)
+            read_events(store.log)
         assert caught.value.path == path
 
 
@@ -203,7 +204,7 @@ def test_a_segment_that_was_cut_is_named(tmp_path: Path) -> None:
         with path.open("r+b") as file:
             file.truncate(1000)
         with pytest.raises(LogCorruptError) as caught:
-            read_all(store.log)
+            read_events(store.log)
         assert caught.value.path == path
 
 

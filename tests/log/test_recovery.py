@@ -19,7 +19,8 @@ from pixelmemory.log.file.segment import Place, Segment, pack_header, parse_head
 from pixelmemory.log.file.walk import BadFrameError, SegmentFile
 from pixelmemory.memory.events import Event, encode_event
 from pixelmemory.options import SyncMode
-from tests.harness.log_tools import FailingFiles, added, opened, plain, read_all, sample_events, segment_paths
+from tests.harness.log_tools import FailingFiles, added, opened, plain, sample_events
+from tests.harness.logs import read_events, segment_paths
 
 HEADER = 128
 
@@ -90,11 +91,11 @@ def refused(folder: Path, **options: Any) -> LogCorruptError:
 def recovered(folder: Path, events: list[Event], **options: Any) -> None:
     """Open twice: the events are these, then one more can be appended, and it stays."""
     with opened(folder, epoch=5, **options) as store:
-        assert plain(read_all(store.log)) == events
+        assert plain(read_events(store.log)) == events
         assert store.log.durable_lsn == len(events) == store.log.recovery.events
         assert store.append(added(999)).first_lsn == len(events) + 1
     with opened(folder, epoch=6) as store:
-        assert plain(read_all(store.log)) == [*events, added(999)]
+        assert plain(read_events(store.log)) == [*events, added(999)]
         assert store.log.recovery.clean
 
 
@@ -131,7 +132,7 @@ def test_a_cut_leaves_whole_frames_and_keeps_the_rest_aside(
         caplog.clear()
         with opened(folder, epoch=2) as again, caplog.at_level(logging.WARNING):
             report = again.log.recovery
-            assert plain(read_all(again.log)) == store.events[: 2 * whole], length
+            assert plain(read_events(again.log)) == store.events[: 2 * whole], length
             assert report.torn_bytes == length - end
             if length > end:
                 assert report.quarantine_path is not None
@@ -415,7 +416,7 @@ def test_many_opens_leave_few_segments(tmp_path: Path) -> None:
             store.append(added(epoch))
             assert store.log.stats().segments == 1
     with opened(tmp_path, epoch=31) as store:
-        assert plain(read_all(store.log)) == [added(n) for n in range(1, 31)]
+        assert plain(read_events(store.log)) == [added(n) for n in range(1, 31)]
 
 
 def test_a_large_last_segment_is_not_copied_again_at_each_open(tmp_path: Path) -> None:
@@ -428,7 +429,7 @@ def test_a_large_last_segment_is_not_copied_again_at_each_open(tmp_path: Path) -
             assert store.log.recovery.copied_bytes < 10_000
             assert store.log.stats().segments == 2
             store.append(added(epoch))
-            assert len(read_all(store.log)) == 8 + epoch - 1
+            assert len(read_events(store.log)) == 8 + epoch - 1
 
 
 def test_the_unattested_end_of_a_large_segment_is_copied_and_cut_off(tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_the_unattested_end_of_a_large_segment_is_copied_and_cut_off(tmp_path: P
         assert first.stat().st_size == store.starts[6] + 64  # attested frames and the seal
         assert [p.stem for p in segment_paths(store.folder)] == [f"{1:020d}", f"{7:020d}"]
         assert again.log.recovery.copied_bytes == store.starts[7] - store.starts[6]
-        assert plain(read_all(again.log)) == store.events[:7]
+        assert plain(read_events(again.log)) == store.events[:7]
     recovered(store.folder, store.events[:7])
 
 

@@ -35,7 +35,6 @@ from pixelmemory.projection.changes import fold
 from pixelmemory.store.manifest import Manifest
 from tests.harness.independent_reader import DiskEvent, read_folder
 from tests.harness.log_tools import (
-    STORE_ID,
     WAIT_SECONDS,
     FailingFiles,
     OpenLog,
@@ -43,9 +42,9 @@ from tests.harness.log_tools import (
     looked_into,
     opened,
     plain,
-    read_all,
     sample_events,
 )
+from tests.harness.logs import STORE_ID, read_events
 
 CANARY = "c4n4ry"
 REMOVED = EventRemoved("erased", 123)
@@ -130,13 +129,13 @@ def test_changed_events_are_gone_and_all_others_as_they_were(
         assert (report.bytes_before, report.bytes_after) == (bytes_before, store.log.stats().bytes)
         assert report.seconds > 0
         assert store.log.synced_lsn == store.log.durable_lsn == len(before.events)
-        given = plain(read_all(store.log))
+        given = plain(read_events(store.log))
         assert given.count(REMOVED) == report.events_changed
         last = store.append(added(1, "after it")).last_lsn
         assert last == len(before.events) + 1
     with opened(tmp_path, epoch=epoch + 1, **options) as store:
         assert store.log.recovery.clean
-        assert plain(read_all(store.log)) == [*given, added(1, "after it")]
+        assert plain(read_events(store.log)) == [*given, added(1, "after it")]
     assert looked_into(tmp_path)[1] == []
 
 
@@ -158,7 +157,7 @@ def test_an_empty_log(tmp_path: Path) -> None:
         assert store.log.rewrite(erase)[:3] == (0, 128, 128)
         assert store.append(added(1)).first_lsn == 1
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == [added(1)]
+        assert plain(read_events(store.log)) == [added(1)]
 
 
 def test_an_event_may_become_any_other(tmp_path: Path) -> None:
@@ -168,9 +167,9 @@ def test_an_event_may_become_any_other(tmp_path: Path) -> None:
         store.append(added(1), added(2), added(3))
         store.append(added(4))
         store.log.rewrite(lambda stored: larger if stored.lsn in (2, 4) else stored.event)
-        assert plain(read_all(store.log)) == [added(1), larger, added(3), larger]
+        assert plain(read_events(store.log)) == [added(1), larger, added(3), larger]
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == [added(1), larger, added(3), larger]
+        assert plain(read_events(store.log)) == [added(1), larger, added(3), larger]
 
 
 def test_what_is_kept_in_memory_is_not_given_out_any_more(tmp_path: Path) -> None:
@@ -178,9 +177,9 @@ def test_what_is_kept_in_memory_is_not_given_out_any_more(tmp_path: Path) -> Non
         store.append(added(1, CANARY))
         assert store.log.stats().tail_bytes
         store.log.rewrite(erase)
-        assert plain(read_all(store.log)) == [REMOVED]
+        assert plain(read_events(store.log)) == [REMOVED]
         store.append(added(2))
-        assert plain(read_all(store.log)) == [REMOVED, added(2)]
+        assert plain(read_events(store.log)) == [REMOVED, added(2)]
         assert plain(store.log.read(2, events_max=1, bytes_max=1)) == [added(2)]
 
 
@@ -188,7 +187,7 @@ def test_a_read_that_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Across a switch, in the middle of a segment that is gone."""
     with opened(tmp_path, segment_bytes_max=4096, tail_bytes_max=0) as store:
         fill(store)
-        before = read_all(store.log)
+        before = read_events(store.log)
         events: list[StoredEvent] = []
         while part := store.log.read(len(events) + 1, events_max=3, bytes_max=1):
             events += part
@@ -268,7 +267,7 @@ def test_appends_gather_while_the_rest_is_copied(tmp_path: Path) -> None:
             store.log.rewrite(keep)
         store.outcomes.wait_for(2)
         assert [append.first_lsn for append in late] == [2]
-        assert plain(read_all(store.log)) == [added(1), added(2)]
+        assert plain(read_events(store.log)) == [added(1), added(2)]
 
 
 @pytest.mark.parametrize("in_the_rest", [False, True], ids=["while it is open", "in the rest"])
@@ -337,7 +336,7 @@ def test_one_rewrite_at_a_time(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join(WAIT_SECONDS)
-        assert plain(read_all(store.log)) == [REMOVED] * 50
+        assert plain(read_events(store.log)) == [REMOVED] * 50
         assert logs(tmp_path) == ["log"]
 
 
@@ -356,7 +355,7 @@ def test_from_within_it_is_refused(tmp_path: Path) -> None:
         for transform in (again, close):
             with pytest.raises(WrongThreadError):
                 store.log.rewrite(transform)
-        assert plain(read_all(store.log)) == [added(1)]
+        assert plain(read_events(store.log)) == [added(1)]
 
 
 def test_a_poisoned_log_is_not_rewritten(tmp_path: Path) -> None:
@@ -389,7 +388,7 @@ def test_an_old_log_that_cannot_be_removed(reopen: bool, tmp_path: Path) -> None
         store.append_each(added(n, CANARY) for n in range(3))
         with pytest.raises(LogWriteError, match="could not be removed"):
             store.log.rewrite(erase)
-        assert plain(read_all(store.log)) == [REMOVED] * 3
+        assert plain(read_events(store.log)) == [REMOVED] * 3
         assert hits(tmp_path)
         assert store.append(added(3)).error is None
         files.stubborn = False
@@ -397,7 +396,7 @@ def test_an_old_log_that_cannot_be_removed(reopen: bool, tmp_path: Path) -> None
             store.log.rewrite(keep)
             assert hits(tmp_path) == []
     with opened(tmp_path, epoch=2) as store:
-        assert plain(read_all(store.log)) == [REMOVED] * 3 + [added(3)]
+        assert plain(read_events(store.log)) == [REMOVED] * 3 + [added(3)]
         assert hits(tmp_path) == []
 
 
@@ -472,7 +471,7 @@ def test_a_look_at_a_log_that_is_rewritten_meanwhile(tmp_path: Path) -> None:
 
 def test_an_open_finishes_the_switch(middle: Path) -> None:
     with opened(middle, epoch=2) as store:
-        assert plain(read_all(store.log)).count(REMOVED) == 16
+        assert plain(read_events(store.log)).count(REMOVED) == 16
         assert hits(middle) == []
         assert logs(middle) == ["log"]
 
@@ -489,7 +488,7 @@ def test_a_repair_comes_after_the_switch(middle: Path) -> None:
     assert logs(middle) == ["log", "log.old"]  # which someone may want to look at
     apply_repair(plan_repair(middle))
     with opened(middle, epoch=2) as store:
-        assert {each.reason for each in plain(read_all(store.log)) if isinstance(each, EventRemoved)} == {
+        assert {each.reason for each in plain(read_events(store.log)) if isinstance(each, EventRemoved)} == {
             "erased",
             "lost",
         }

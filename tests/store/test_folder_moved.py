@@ -20,7 +20,8 @@ from pixelmemory.log.file.files import Files
 from pixelmemory.memory.events import Event
 from pixelmemory.store.lock import FolderMovedError, StoreLock
 from pixelmemory.store.manifest import Manifest
-from tests.harness.log_tools import STORE_ID, WAIT_SECONDS, OpenLog, added, opened, plain, read_all
+from tests.harness.log_tools import WAIT_SECONDS, OpenLog, added, opened, plain
+from tests.harness.logs import STORE_ID, read_events
 
 EVENTS = [added(number, "x" * 1000) for number in range(12)]
 #: what another store holds; none of it may ever be given out
@@ -135,9 +136,9 @@ def test_the_next_segment_is_refused_and_writes_go_on_when_the_folder_is_back(
         put_back(folder)
         store.append_each(EVENTS[3:])
         assert store.log.problem is None
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
     with opened(folder, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
 
 
 def test_it_is_noticed_by_itself_that_the_folder_is_back(folder: Path) -> None:
@@ -161,7 +162,7 @@ def test_appends_that_need_no_segment_are_recorded_where_the_store_is(folder: Pa
     assert contents(folder) == known  # nor does a close touch it
     put_back(folder)
     with opened(folder, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS[:3]
+        assert plain(read_events(store.log)) == EVENTS[:3]
 
 
 def test_while_writes_come_it_is_noticed_without_a_segment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +185,7 @@ def test_reads_go_on_and_never_give_out_another_stores_events(
         move(folder)
         for lsn in range(1, len(EVENTS) + 1):
             assert plain(store.log.read(lsn, events_max=1, bytes_max=1)) == [EVENTS[lsn - 1]]
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
         put_back(folder)
 
 
@@ -215,7 +216,7 @@ def test_a_rewrite_does_not_begin(folder: Path, move: Callable[[Path], None]) ->
         assert contents(folder.with_name("away")) == log
         put_back(folder)
         store.log.rewrite(lambda stored: stored.event)
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
 
 
 def test_a_rewrite_does_not_switch(folder: Path, move: Callable[[Path], None]) -> None:
@@ -234,10 +235,10 @@ def test_a_rewrite_does_not_switch(folder: Path, move: Callable[[Path], None]) -
         assert contents(folder) == known
         put_back(folder)
         assert sorted(os.listdir(folder)) == ["LOCK", "log"]  # the new one was removed where it was made
-        assert plain(read_all(store.log)) == EVENTS
+        assert plain(read_events(store.log)) == EVENTS
         store.append_each(EVENTS)
     with opened(folder, epoch=2) as store:
-        assert plain(read_all(store.log)) == EVENTS * 2
+        assert plain(read_events(store.log)) == EVENTS * 2
 
 
 def test_a_manifest_is_not_written(folder: Path, move: Callable[[Path], None]) -> None:
@@ -292,7 +293,7 @@ def test_a_folder_that_is_moved_during_an_open_gets_no_quarantine(folder: Path, 
     put_back(folder)
     with opened(folder, epoch=2, files=files, check_folder=lock.check_place) as store:
         assert store.log.recovery.torn_bytes > 0
-        assert plain(read_all(store.log)) == EVENTS[: store.log.durable_lsn]
+        assert plain(read_events(store.log)) == EVENTS[: store.log.durable_lsn]
     assert (folder / "quarantine").is_dir()
     files.release_folder()
     lock.release()
