@@ -55,7 +55,7 @@ soak: $(VENV)/.stamp-dev ## the fault battery's long form, with its figures at t
 	PIXELMEMORY_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults -o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 mutations: $(VENV)/.stamp-dev ## plant each bug of the mutation gate in a copy; writes what catches it into docs/generated/
-	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest tests/faults/test_*_mutations.py \
+	PIXELMEMORY_MUTATIONS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults/test_*_mutations.py \
 		-o timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 # without the dependencies: their versions are chosen where it is installed

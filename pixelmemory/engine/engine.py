@@ -100,7 +100,7 @@ class Engine:
     Attributes:
         options: as opened.
         dimensions: of a vector, or None without semantic search.
-        last_lsn: the last LSN that a call on this engine was acknowledged with; 0 before the first.
+        last_lsn: the last LSN that a call on this engine was acknowledged with; at first the last of the log.
     """
 
     def __init__(self, name: str, options: Options, arguments: _Arguments, handle: int) -> None:
