@@ -134,6 +134,8 @@ class LoopThread:
         self._ident: int | None = None
         self._context: Context
         self._stop: anyio.Event
+        #: whether calls are begun; loop
+        self._serving = False
         self._ended = False
         #: why the loop could not run
         self._failure: BaseException | None = None
@@ -237,12 +239,16 @@ class LoopThread:
         self._stop = anyio.Event()
         self._context = copy_context()
         self._loop = asyncio.get_running_loop()
-        self._receive()
-        await self._stop.wait()
+        self._serving = True
+        try:
+            self._receive()
+            await self._stop.wait()
+        finally:
+            self._serving = False  # the loop ends its tasks: one that is begun now would neither run nor be ended
 
     def _receive(self) -> None:
         """Begin the calls that are new, cancel those that come again."""
-        while self._inbox:
+        while self._serving and self._inbox:  # the rest is refused once the loop has ended
             call = self._inbox.popleft()
             if call in self._running:
                 if call.cancelled:
@@ -251,7 +257,7 @@ class LoopThread:
                 call.refuse(None)
             else:
                 self._begin(call)
-        while self._gone:
+        while self._serving and self._gone:
             gone = self._gone.popleft()
             for number in [number for number, place in self._places.items() if place is gone]:
                 self._begin(Call(number, partial(self._leave, number, _nothing, cancel=True), leaves=True))

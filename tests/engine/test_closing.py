@@ -8,6 +8,7 @@ import fcntl
 import gc
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -366,4 +367,32 @@ def test_whoever_leaves_while_the_loop_ends_has_left() -> None:
     assert first.outcome() is True
     assert second.wait(60)
     assert second.outcome() is None
+    loop.wait_for_end(60)
+
+
+def test_whoever_leaves_once_the_loop_ends_its_tasks_has_left() -> None:
+    place = Place()
+    loop = LoopThread.borrow("no store either", place)
+    ending, go_on = threading.Event(), threading.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def outlive_the_stop() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ending.set()
+            await asyncio.get_running_loop().run_in_executor(None, go_on.wait)
+
+    async def begin() -> None:
+        tasks.append(asyncio.get_running_loop().create_task(outlive_the_stop()))
+        await asyncio.sleep(0)
+
+    first = loop.leave(place, begin, cancel=False)
+    assert ending.wait(60)
+    second = loop.leave(place, anyio.sleep_forever, cancel=False)
+    time.sleep(0.1)  # so that the loop has received it
+    go_on.set()
+    assert first.wait(60)
+    assert second.wait(60)
+    assert not second.outcome()
     loop.wait_for_end(60)
