@@ -235,8 +235,11 @@ def test_a_store_that_was_renamed_keeps_its_tables(tmp_path: Path, store_name: s
 
 
 @pytest.mark.parametrize("alive", [False, True])
-def test_the_claim_of_a_process_that_has_ended_is_waited_for(tmp_path: Path, store_name: str, alive: bool) -> None:
+def test_the_claim_of_a_process_that_has_ended_is_waited_for(
+    tmp_path: Path, store_name: str, alive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server notices a killed client a moment later: its session stands in nobody's way, a live one's does."""
+    from pixelmemory.projection.pixeltable import claim
     from pixelmemory.projection.pixeltable.startup import connection_string
 
     open_memory(tmp_path, store_name).close()
@@ -250,6 +253,7 @@ def test_the_claim_of_a_process_that_has_ended_is_waited_for(tmp_path: Path, sto
     ) as session:
         session.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, "big", signed=True),))
         if alive:
+            monkeypatch.setattr(claim, "ORPHAN_SECONDS_MAX", 2.0)
             with pytest.raises(StoreLockedError):
                 open_memory(tmp_path, store_name)
             return
