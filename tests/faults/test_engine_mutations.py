@@ -269,11 +269,11 @@ MUTATIONS = (
         ("faults/test_hnsw.py",),
     ),
     Mutation(
-        "another store's projection is taken",
+        "a projection that was made from something else is taken",
         "projection/projection",
         "        if found == state:\n",
         "        if found.layout == state.layout:\n",
-        (f"{REBUILD}a_foreign_projection_is_rebuilt",),
+        ("projection/test_mismatches.py",),
     ),
     Mutation(
         "a checkpoint ahead of the log is accepted",

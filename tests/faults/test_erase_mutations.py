@@ -12,6 +12,7 @@ PURGE = "projection/test_purge.py::test_"
 LEFT = (f"{PURGE}nothing_of_erased_memories_is_left[a table each]",)
 VECTORS = (f"{ERASE}vectors_leave_the_cache_and_the_quarantine_is_emptied",)
 MISSED = (f"{ERASE}a_projection_that_missed_what_was_taken_out_is_rebuilt",)
+FOLD = ("memory/test_state.py",)
 COMPACTED = (f"{ERASE}compaction_changes_no_memory[Layout.PER_NAMESPACE]",)
 
 
@@ -161,18 +162,18 @@ MUTATIONS = (
         (f"{ERASE}memories_with_a_dead_letter_keep_their_history",),
     ),
     Mutation(
-        "compaction loses an update's metadata",
+        "the fold loses an update's metadata",
         "memory/state",
         "        if event.metadata_json is not None:\n",
         "        if False:\n",
-        COMPACTED,
+        FOLD,
     ),
     Mutation(
-        "compaction loses the vector of an update",
+        "the fold loses the vector of an update",
         "memory/state",
         "            content, embedding = event.content, event.embedding\n",
         "            content = event.content\n",
-        COMPACTED,
+        FOLD,
     ),
     Mutation(
         "compaction brings a deleted memory back",

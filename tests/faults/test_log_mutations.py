@@ -199,7 +199,7 @@ MUTATIONS = (
         "log/file/segment_writer",
         "        self._next = Place(end.lsn + event_count, end.byte_offset + len(frame), checksum)\n",
         "        self._next = Place(end.lsn + event_count, end.byte_offset + len(frame), end.previous_checksum)\n",
-        ("log/test_format.py",),
+        ("log/test_commit.py", "log/test_recovery.py"),
     ),
     Mutation(
         "a writer goes on behind a frame that was not written",
