@@ -244,7 +244,7 @@ def test_a_full_file_gives_way_to_new_vectors(folder: Path) -> None:
     found, _ = cache.get_many(texts_of(12_000))
     cache.close()
     size = sum(path.stat().st_size for path in folder.iterdir())
-    assert size < 1.5 * bytes_max
+    assert size < 2 * bytes_max  # the room of entries that go is used again, and not given back
     assert 1500 < found.sum() < 12_000
 
 
