@@ -8,10 +8,21 @@ from __future__ import annotations
 from pixelmemory.aio import AsyncMemory
 from pixelmemory.errors import *  # noqa: F403 - the whole tree is public
 from pixelmemory.errors import __all__ as _errors
-from pixelmemory.models import Health, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
 from pixelmemory.options import Layout, Options, SyncMode
 from pixelmemory.sync import Memory
 
 __version__ = "0.1.0"
 
-__all__ = ["AsyncMemory", "Health", "Layout", "Memory", "MemoryRecord", "Options", "Stats", "SyncMode", *_errors]
+__all__ = [
+    "AsyncMemory",
+    "Health",
+    "Layout",
+    "Memory",
+    "MemoryPage",
+    "MemoryRecord",
+    "Options",
+    "Stats",
+    "SyncMode",
+    *_errors,
+]

@@ -7,7 +7,7 @@ import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
@@ -15,23 +15,36 @@ import anyio.lowlevel
 import msgspec
 
 from pixelmemory.engine.engine import Engine
-from pixelmemory.errors import InvalidTypeError, MemoryExistsError, StoreClosedError, brief, type_name
+from pixelmemory.errors import (
+    EmbeddingError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    MemoryExistsError,
+    StoreClosedError,
+    brief,
+    type_name,
+)
 from pixelmemory.interrupts import uninterrupted
 from pixelmemory.memory.arguments import (
     CheckedEntry,
     check_added,
     check_consistency,
     check_entry,
+    check_if_exists,
+    check_list,
+    check_merge,
     check_search,
     check_timeout,
     check_updated,
     id_list,
+    schemaless,
 )
-from pixelmemory.memory.events import MemoryAdded, MemoryDeleted
+from pixelmemory.memory.events import MemoryAdded, MemoryDeleted, MemoryEvent
 from pixelmemory.memory.identity import new_memory_id
-from pixelmemory.memory.search import Ranking
+from pixelmemory.memory.paging import text_after
+from pixelmemory.memory.search import Position, Ranking, Search
 from pixelmemory.memory.values import check_limit, check_memory_id, check_namespace
-from pixelmemory.models import Health, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
 from pixelmemory.options import Options
 from pixelmemory.store.opening import check_name
 from pixelmemory.store.store import OpenStore
@@ -45,14 +58,20 @@ __all__ = ["AsyncMemory", "Consistency"]
 DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
 
-#: memories that are deleted at once while a namespace is erased
-ERASED_PAGE = 1000
-
 _logger = logging.getLogger("pixelmemory")
 _numbers = itertools.count()
 
+#: memories that a delete by conditions finds and deletes at once
+DELETED_PAGE = 1000
+
+#: memories that :meth:`AsyncMemory.iterate` reads at once
+ITERATED_PAGE = 500
+
 #: entries of one call that are checked before other tasks get their turn
 CHECKED_AT_ONCE = 200
+
+#: what an add does where the id exists
+IfExists = Literal["error", "ignore", "replace"]
 
 #: what a read waits for: this handle's own acknowledged writes, nothing, all that is durable now, or an LSN
 Consistency = Literal["session", "eventual", "strong"] | int
@@ -223,6 +242,7 @@ class AsyncMemory:
         memory_id: str | None = None,
         timestamp: dt.datetime | None = None,
         embedding: Sequence[float] | np.ndarray | None = None,
+        if_exists: IfExists = "error",
     ) -> str:
         """Add one memory; durable when this returns.
 
@@ -233,6 +253,8 @@ class AsyncMemory:
             memory_id: an id of the caller's; makes a retry safe. Default: a new UUIDv7.
             timestamp: when the memory was created; naive means local time. Default: now.
             embedding: a vector of the caller's, ``(dimensions,)``. Default: the model's.
+            if_exists: where ``memory_id`` exists: ``"error"`` raises, ``"ignore"`` keeps what is there, ``"replace"``
+                puts the new memory in its place, with a new time unless ``timestamp`` is given.
 
         Returns:
             The memory's id.
@@ -245,20 +267,29 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
+        check_if_exists(if_exists)
         checked = check_added(store.rules, content, metadata, memory_id, timestamp, embedding)
         if checked.memory_id is not None:
-            return (await self._add([checked], checked_namespace, engine, ["memory_id"]))[0]
+            return (await self._add([checked], checked_namespace, engine, ["memory_id"], if_exists))[0]
         event = _added(checked, checked_namespace, engine)
         await engine.append((event,))
         return event.memory_id
 
-    async def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
+    async def add_entries(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        if_exists: IfExists = "error",
+    ) -> list[str]:
         """Add several memories as one atomic batch: all of them or, with one bad entry, none.
 
         Args:
             entries: dicts with ``content`` and optionally ``metadata``, ``memory_id``, ``timestamp``, ``embedding``,
                 as in :meth:`add_entry`.
             namespace: of all of them.
+            if_exists: as in :meth:`add_entry`, for each of them. Of entries with the same id in one call ``"ignore"``
+                keeps the first and ``"replace"`` the last. An import that is run again is one call with either.
 
         Returns:
             Their ids, in order.
@@ -269,6 +300,7 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
+        check_if_exists(if_exists)
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
             raise InvalidTypeError("entries", f"must be a list of dicts, not {type_name(entries)}")
         checked: list[CheckedEntry] = []
@@ -279,29 +311,43 @@ class AsyncMemory:
         if not checked:
             return []
         fields = [f"entries[{i}].memory_id" for i in range(len(checked))]
-        return await self._add(checked, checked_namespace, engine, fields)
+        return await self._add(checked, checked_namespace, engine, fields, if_exists)
 
     async def _add(
-        self, entries: list[CheckedEntry], namespace: str, engine: Engine, fields: Sequence[str]
+        self, entries: list[CheckedEntry], namespace: str, engine: Engine, fields: Sequence[str], if_exists: IfExists
     ) -> list[str]:
         """Add ``entries``; ``fields`` is how errors name the id of each."""
-        given: dict[str, str] = {}
-        for entry, field in zip(entries, fields, strict=True):
-            if entry.memory_id is not None and given.setdefault(entry.memory_id, field) is not field:
+        #: id that the caller gave -> the place of its entry
+        given: dict[str, int] = {}
+        for place, (entry, field) in enumerate(zip(entries, fields, strict=True)):
+            if entry.memory_id is None:
+                continue
+            if entry.memory_id in given and if_exists == "error":
                 raise MemoryExistsError(entry.memory_id, namespace, f"{field} (given twice in one call)")
+            if entry.memory_id not in given or if_exists == "replace":
+                given[entry.memory_id] = place
+        added = [_added(entry, namespace, engine) for entry in entries]
+        ids = [event.memory_id for event in added]
         if not given:
-            return await self._append_added(entries, namespace, engine)
+            await engine.append(added)
+            return ids
         async with engine.locked(namespace, given):
             existing = await engine.existing(namespace, given)
-            for memory_id, field in given.items():
-                if memory_id in existing:
-                    raise MemoryExistsError(memory_id, namespace, field)
-            return await self._append_added(entries, namespace, engine)
-
-    async def _append_added(self, entries: list[CheckedEntry], namespace: str, engine: Engine) -> list[str]:
-        events = [_added(entry, namespace, engine) for entry in entries]
-        await engine.append(events)
-        return [event.memory_id for event in events]
+            if existing and if_exists == "error":
+                first, *others = [memory_id for memory_id in given if memory_id in existing]
+                raise MemoryExistsError(first, namespace, fields[given[first]], [first, *others])
+            events: list[MemoryEvent] = []
+            for place, event in enumerate(added):
+                if given.get(event.memory_id, place) != place:
+                    continue  # another entry of the call has its id
+                if event.memory_id in existing:
+                    if if_exists == "ignore":
+                        continue
+                    events.append(MemoryDeleted(namespace, event.memory_id))
+                events.append(event)
+            if events:
+                await engine.append(events)
+        return ids
 
     # -- reading
 
@@ -326,8 +372,11 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_id = check_memory_id(memory_id, engine.options)
-        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
-        return await engine.read(lambda: store.query.get(checked_namespace, checked_id))
+        lsn, seconds = check_consistency(consistency), check_timeout(timeout)
+        events = await engine.unseen(checked_namespace, lsn, seconds, memory_id=checked_id)
+        return await engine.read(
+            lambda: store.query.get(checked_namespace, checked_id, store.projection.changes(events))
+        )
 
     async def search(
         self,
@@ -340,6 +389,7 @@ class AsyncMemory:
         *,
         vector: Sequence[float] | np.ndarray | None = None,
         min_score: float | None = None,
+        offset: int = 0,
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> list[MemoryRecord]:
@@ -354,8 +404,11 @@ class AsyncMemory:
             start_time, end_time: inclusive bounds of the creation time; naive means local time.
             vector: a query vector of the caller's, ``(dimensions,)``, in place of ``query``.
             min_score: the least similarity, -1 to 1; needs ``query`` or ``vector``.
-            consistency: ``"session"`` waits until every write acknowledged by this handle is visible; ``"eventual"``
-                does not wait; ``"strong"`` waits for all that is durable now; an integer waits for that LSN.
+            offset: how many of the first results to leave out. To go through all of a namespace, use
+                :meth:`list_memories`: an offset skips and repeats where memories are added meanwhile.
+            consistency: ``"session"`` sees every write to ``namespace`` that this handle has acknowledged;
+                ``"eventual"`` sees what is in the tables; ``"strong"`` sees all that is durable now; an integer waits
+                until the tables show that LSN. None of the first three waits for writes to other namespaces.
             timeout: seconds to wait at most. Default: ``options.wait_timeout_seconds``.
 
         Returns:
@@ -370,7 +423,16 @@ class AsyncMemory:
         """
         engine, store = self._running()
         wanted = check_search(
-            store.rules, namespace, query, limit, metadata_filter, start_time, end_time, vector, min_score
+            store.rules,
+            namespace,
+            query,
+            limit,
+            metadata_filter,
+            start_time,
+            end_time,
+            vector,
+            min_score,
+            offset=offset,
         )
         lsn = check_consistency(consistency)
         seconds = check_timeout(timeout)
@@ -378,14 +440,109 @@ class AsyncMemory:
             text, embedder = wanted.query, store.embedder
             vector = await engine.read(lambda: embedder.embed_query(text))
             wanted = msgspec.structs.replace(wanted, vector=vector)
-        await engine.wait_for(lsn, seconds)
+        events = await engine.unseen(wanted.namespace, lsn, seconds)
         if wanted.ranking is Ranking.NEWEST and not self._warned_of_question and _is_question(store, wanted.namespace):
             self._warned_of_question = True
             _logger.warning(
                 "search() was given the namespace %s, which holds no memory: did you mean query=...?",
                 brief(wanted.namespace),
             )
-        return await engine.read(lambda: store.query.search(wanted))
+        try:
+            return await engine.read(lambda: store.query.search(wanted, store.projection.changes(events)))
+        except EmbeddingError:  # of a text that is not applied yet: the projector tries again, and says what is wrong
+            await engine.wait_for(lsn, seconds, wanted.namespace)
+            return await engine.read(lambda: store.query.search(wanted))
+
+    async def list_memories(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        order: Literal["newest", "oldest"] = "newest",
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> MemoryPage:
+        """One page of the memories of a namespace, by the time they were created.
+
+        ::
+
+            page = await mem.list_memories("ann")
+            while page.next is not None:
+                page = await mem.list_memories("ann", after=page.next)
+
+        No memory comes twice, and none that exists from the first page to the last is skipped, also where several have
+        the same time and while others write. :meth:`iterate` goes through all pages.
+
+        Args:
+            limit: memories of a page at most, from 1.
+            after: the ``next`` of the page before, in the same order and with the same conditions. Default: the first
+                page.
+            order: which come first.
+            metadata_filter, start_time, end_time, consistency, timeout: see :meth:`search`.
+
+        Returns:
+            ``memories``, as :meth:`search` without a query gives them, and ``next``: None at the end.
+
+        Raises:
+            As :meth:`search`; InvalidArgumentError for an ``after`` that is no ``next`` of such a list.
+        """
+        engine, store = self._running()
+        wanted = check_list(store.rules, namespace, limit, after, order, metadata_filter, start_time, end_time)
+        lsn, seconds = check_consistency(consistency), check_timeout(timeout)
+        one_more = msgspec.structs.replace(wanted, limit=wanted.limit + 1)
+        found = await self._page(engine, store, one_more, lsn, seconds)
+        memories = found[: wanted.limit]
+        if len(found) == len(memories):
+            return MemoryPage(memories, None)
+        last = memories[-1]
+        return MemoryPage(memories, text_after(wanted.ranking, last["timestamp"], last["memory_id"]))
+
+    async def _page(
+        self, engine: Engine, store: OpenStore, wanted: Search, consistency: str | int, timeout: float | None
+    ) -> list[MemoryRecord]:
+        events = await engine.unseen(wanted.namespace, consistency, timeout)
+        return await engine.read(lambda: store.query.search(wanted, store.projection.changes(events)))
+
+    async def iterate(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        order: Literal["newest", "oldest"] = "newest",
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> AsyncIterator[MemoryRecord]:
+        """Every memory of a namespace, by the time they were created: the pages of :meth:`list_memories` in turn.
+
+        Args:
+            order, metadata_filter, start_time, end_time, consistency, timeout: see :meth:`list_memories`.
+
+        Raises:
+            As :meth:`list_memories`, at the first step.
+        """
+        after: str | None = None
+        while True:
+            page = await self.list_memories(
+                namespace,
+                limit=ITERATED_PAGE,
+                after=after,
+                order=order,
+                metadata_filter=metadata_filter,
+                start_time=start_time,
+                end_time=end_time,
+                consistency=consistency,
+                timeout=timeout,
+            )
+            for memory in page.memories:
+                yield memory
+            if (after := page.next) is None:
+                return
 
     async def truncated_memories(
         self,
@@ -415,7 +572,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_limit = check_limit(limit)
-        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout), checked_namespace)
         embedder = store.embedder
         if embedder is None:
             return []
@@ -431,6 +588,7 @@ class AsyncMemory:
         metadata: Mapping[str, Any] | None = None,
         *,
         embedding: Sequence[float] | np.ndarray | None = None,
+        merge: bool = False,
     ) -> bool:
         """Replace the content, the metadata or both of a memory; None leaves a field as it is.
 
@@ -438,6 +596,8 @@ class AsyncMemory:
 
         Args:
             embedding: a vector of the caller's for the new content.
+            merge: keep the keys of the metadata that ``metadata`` does not name. Goes one level deep: a value that is
+                an object is replaced.
 
         Returns:
             True if the memory exists and was updated, False if it does not exist.
@@ -448,10 +608,18 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_id = check_memory_id(memory_id, engine.options)
-        event = check_updated(store.rules, checked_namespace, checked_id, content, metadata, embedding)
+        check_merge(merge, metadata)
+        rules = schemaless(store.rules) if merge else store.rules
+        event = check_updated(rules, checked_namespace, checked_id, content, metadata, embedding)
         async with engine.locked(checked_namespace, [checked_id]):
             if not await engine.existing(checked_namespace, [checked_id]):
                 return False
+            if merge:
+                before = await self.get_memory(checked_id, checked_namespace)
+                if before is None:
+                    raise InvalidArgumentError("merge", "needs the memory's metadata, and it is a dead letter")
+                whole = {**before["metadata"], **(metadata or {})}
+                event = check_updated(store.rules, checked_namespace, checked_id, content, whole, embedding)
             if event.content is not None or event.metadata_json is not None:
                 await engine.append([event])
         return True
@@ -477,6 +645,54 @@ class AsyncMemory:
             As :meth:`add_entry`.
         """
         return await self._delete(id_list(memory_ids), namespace, "memory_ids")
+
+    async def delete_where(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+    ) -> int:
+        """Delete the memories of a namespace that satisfy every condition, at least one of which is given.
+
+        Deletes them in batches: where the call fails or is cancelled, those of some are deleted, and others are not.
+
+        Args:
+            metadata_filter, start_time, end_time: see :meth:`search`.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument, or no condition; for all of a namespace there is
+                :meth:`delete_namespace`. Otherwise as :meth:`search` and :meth:`delete_memories`.
+        """
+        if metadata_filter is None and start_time is None and end_time is None:
+            reason = "is required, or start_time or end_time; to delete all of a namespace use delete_namespace()"
+            raise InvalidArgumentError("metadata_filter", reason)
+        return await self._delete_listed(namespace, metadata_filter, start_time, end_time)
+
+    async def delete_namespace(self, namespace: str) -> int:
+        """Delete every memory of ``namespace``, in batches as :meth:`delete_where` does. What it held is erased by
+        :meth:`erase_namespace` alone.
+
+        Returns:
+            How many there were.
+        """
+        return await self._delete_listed(namespace, None, None, None)
+
+    async def _delete_listed(self, namespace: object, metadata_filter: object, start: object, end: object) -> int:
+        engine, store = self._running()
+        wanted = check_list(store.rules, namespace, DELETED_PAGE, None, "oldest", metadata_filter, start, end)
+        deleted = 0
+        while True:
+            page = await self._page(engine, store, wanted, "session", None)
+            ids = [memory["memory_id"] for memory in page]
+            deleted += await self._delete(ids, wanted.namespace, "memory_ids")
+            if len(page) < DELETED_PAGE:
+                return deleted
+            last = Position(page[-1]["timestamp"], ids[-1])
+            wanted = msgspec.structs.replace(wanted, after=last)
 
     async def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
@@ -521,12 +737,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         store.eraser.check_possible()
-        page = check_search(store.rules, checked_namespace, None, ERASED_PAGE, None, None, None, None, None)
-        await engine.wait_for("session")
-        while found := await engine.read(lambda: store.query.search(page)):
-            if not await self.delete_memories([record["memory_id"] for record in found], checked_namespace):
-                break  # rows of the user's that no id of ours names: they go with the others' past
-            await engine.wait_for("session")
+        await self._delete_listed(checked_namespace, None, None, None)
         return await engine.erase(checked_namespace, None)
 
     async def _erase(self, memory_ids: list[str], namespace: str, field: str) -> int:
@@ -579,7 +790,7 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
-        await engine.wait_for("session")
+        await engine.wait_for("session", namespace=checked_namespace)
         return await engine.read(lambda: store.projection.namespace_table(checked_namespace))
 
     # -- the store as a whole
@@ -591,16 +802,32 @@ class AsyncMemory:
         return await engine.read(store.query.namespaces)
 
     async def count(
-        self, namespace: str | None = None, *, consistency: Consistency = "session", timeout: float | None = None
+        self,
+        namespace: str | None = None,
+        *,
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
     ) -> int:
-        """How many memories ``namespace`` holds, or the whole store. For ``consistency`` see :meth:`search`."""
-        engine, store = self._running()
-        one = None if namespace is None else check_namespace(namespace, engine.options)
-        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
+        """How many memories ``namespace`` holds that satisfy the conditions, or the whole store without any.
 
+        Args:
+            namespace: Default: the whole store.
+            metadata_filter, start_time, end_time, consistency, timeout: see :meth:`search`. Conditions need a
+                ``namespace``.
+        """
+        engine, store = self._running()
+        if namespace is None and not (metadata_filter is None and start_time is None and end_time is None):
+            raise InvalidArgumentError("namespace", "is required with conditions")
+        one = None if namespace is None else check_namespace(namespace, engine.options)
         if one is None:
+            await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
             return await engine.read(store.query.total)
-        return await engine.read(lambda: store.query.count([one])[one])
+        wanted = check_search(store.rules, one, None, 0, metadata_filter, start_time, end_time, None, None)
+        events = await engine.unseen(one, check_consistency(consistency), check_timeout(timeout))
+        return await engine.read(lambda: store.query.count(wanted, store.projection.changes(events)))
 
     async def flush(self, timeout: float | None = None) -> int:
         """Wait until everything acknowledged is flushed to the device and visible to every reader.

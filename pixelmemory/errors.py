@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,13 +167,23 @@ class MemoryExistsError(InvalidArgumentError):
     A retry of an add whose outcome was unknown is therefore safe: this error says that it was recorded.
 
     Attributes:
-        memory_id: the id.
+        memory_id: the id; the first of them where an add of several names more.
+        memory_ids: every id of the call that exists.
         namespace: where it exists.
     """
 
-    def __init__(self, memory_id: str, namespace: str, field: str = "memory_id") -> None:
-        super().__init__(field, f"{memory_id!r} already exists in namespace {namespace!r}")
+    def __init__(
+        self, memory_id: str, namespace: str, field: str = "memory_id", memory_ids: Sequence[str] | None = None
+    ) -> None:
+        ids = [memory_id] if memory_ids is None else list(memory_ids)
+        others = f", and so do {len(ids) - 1} more of the call's ids" if len(ids) > 1 else ""
+        super().__init__(
+            field,
+            f"{memory_id!r} already exists in namespace {namespace!r}{others}. Pass if_exists='ignore' to keep what is "
+            "there, or if_exists='replace'",
+        )
         self.memory_id = memory_id
+        self.memory_ids = ids
         self.namespace = namespace
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-__all__ = ["Health", "MemoryRecord", "Stats"]
+__all__ = ["Health", "MemoryPage", "MemoryRecord", "Stats"]
 
 
 class MemoryRecord(TypedDict):
@@ -18,6 +18,14 @@ class MemoryRecord(TypedDict):
     metadata: dict[str, Any]
     #: cosine similarity, -1 to 1; only in the results of a search by ``query`` or ``vector``
     similarity_score: NotRequired[float]
+
+
+class MemoryPage(NamedTuple):
+    """One page of a list, as ``list_memories`` returns it."""
+
+    memories: list[MemoryRecord]
+    #: what to pass as ``after`` for the next page; None at the end
+    next: str | None
 
 
 class Stats(NamedTuple):

@@ -92,6 +92,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     linger_seconds_max: float = 1.0
     #: events that may be durable and not yet visible; a writer beyond it waits
     lag_events_max: int = 100_000
+    #: bytes of those events that are kept in memory for reads; a namespace whose events are beyond it is read once
+    #: its tables have caught up
+    memtable_bytes_max: int = 64 * 1024 * 1024
     #: how long such a writer waits before it gets WaitTimeoutError
     lag_timeout_seconds: float = 600.0
     #: first and longest pause between tries after an infrastructure error

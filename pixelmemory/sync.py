@@ -12,15 +12,23 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
 
-from pixelmemory.aio import DEFAULT_EMBEDDING, DEFAULT_NAMESPACE, AsyncMemory, Consistency, no_copies
+from pixelmemory.aio import (
+    DEFAULT_EMBEDDING,
+    DEFAULT_NAMESPACE,
+    ITERATED_PAGE,
+    AsyncMemory,
+    Consistency,
+    IfExists,
+    no_copies,
+)
 from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
 from pixelmemory.interrupts import uninterrupted
 from pixelmemory.loop_thread import LoopThread, Place
-from pixelmemory.models import Health, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
 from pixelmemory.options import Options
 
 if TYPE_CHECKING:
@@ -171,6 +179,7 @@ class Memory:
         memory_id: str | None = None,
         timestamp: dt.datetime | None = None,
         embedding: Sequence[float] | np.ndarray | None = None,
+        if_exists: IfExists = "error",
     ) -> str:
         """Add one memory; durable when this returns. See :meth:`AsyncMemory.add_entry`."""
         return self._call(
@@ -181,11 +190,18 @@ class Memory:
             memory_id=memory_id,
             timestamp=timestamp,
             embedding=embedding,
+            if_exists=if_exists,
         )
 
-    def add_entries(self, entries: Sequence[Mapping[str, Any]], namespace: str = DEFAULT_NAMESPACE) -> list[str]:
+    def add_entries(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        if_exists: IfExists = "error",
+    ) -> list[str]:
         """Add several memories as one atomic batch. See :meth:`AsyncMemory.add_entries`."""
-        return self._call(self._memory.add_entries, entries, namespace)
+        return self._call(self._memory.add_entries, entries, namespace, if_exists=if_exists)
 
     def get_memory(
         self,
@@ -209,6 +225,7 @@ class Memory:
         *,
         vector: Sequence[float] | np.ndarray | None = None,
         min_score: float | None = None,
+        offset: int = 0,
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> list[MemoryRecord]:
@@ -223,9 +240,66 @@ class Memory:
             end_time,
             vector=vector,
             min_score=min_score,
+            offset=offset,
             consistency=consistency,
             timeout=timeout,
         )
+
+    def list_memories(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        order: Literal["newest", "oldest"] = "newest",
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> MemoryPage:
+        """One page of the memories of a namespace. See :meth:`AsyncMemory.list_memories`."""
+        return self._call(
+            self._memory.list_memories,
+            namespace,
+            limit=limit,
+            after=after,
+            order=order,
+            metadata_filter=metadata_filter,
+            start_time=start_time,
+            end_time=end_time,
+            consistency=consistency,
+            timeout=timeout,
+        )
+
+    def iterate(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        order: Literal["newest", "oldest"] = "newest",
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
+    ) -> Iterator[MemoryRecord]:
+        """Every memory of a namespace, page by page. See :meth:`AsyncMemory.iterate`."""
+        after: str | None = None
+        while True:
+            page = self.list_memories(
+                namespace,
+                limit=ITERATED_PAGE,
+                after=after,
+                order=order,
+                metadata_filter=metadata_filter,
+                start_time=start_time,
+                end_time=end_time,
+                consistency=consistency,
+                timeout=timeout,
+            )
+            yield from page.memories
+            if (after := page.next) is None:
+                return
 
     def truncated_memories(
         self,
@@ -246,9 +320,12 @@ class Memory:
         metadata: Mapping[str, Any] | None = None,
         *,
         embedding: Sequence[float] | np.ndarray | None = None,
+        merge: bool = False,
     ) -> bool:
         """Replace content, metadata or both; False if there is none. See :meth:`AsyncMemory.update_memory`."""
-        return self._call(self._memory.update_memory, memory_id, namespace, content, metadata, embedding=embedding)
+        return self._call(
+            self._memory.update_memory, memory_id, namespace, content, metadata, embedding=embedding, merge=merge
+        )
 
     def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory; False if there is none. See :meth:`AsyncMemory.delete_memory`."""
@@ -257,6 +334,20 @@ class Memory:
     def delete_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
         """Delete several memories as one atomic batch; how many existed. See :meth:`AsyncMemory.delete_memories`."""
         return self._call(self._memory.delete_memories, memory_ids, namespace)
+
+    def delete_where(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+    ) -> int:
+        """Delete the memories that satisfy conditions; how many there were. See :meth:`AsyncMemory.delete_where`."""
+        return self._call(self._memory.delete_where, namespace, metadata_filter, start_time, end_time)
+
+    def delete_namespace(self, namespace: str) -> int:
+        """Delete every memory of a namespace; how many there were. See :meth:`AsyncMemory.delete_namespace`."""
+        return self._call(self._memory.delete_namespace, namespace)
 
     def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory, and take all it ever held off the disk. See :meth:`AsyncMemory.erase_memory`."""
@@ -283,10 +374,25 @@ class Memory:
         return self._call(self._memory.namespaces, consistency=consistency, timeout=timeout)
 
     def count(
-        self, namespace: str | None = None, *, consistency: Consistency = "session", timeout: float | None = None
+        self,
+        namespace: str | None = None,
+        *,
+        metadata_filter: Mapping[str, Any] | None = None,
+        start_time: dt.datetime | None = None,
+        end_time: dt.datetime | None = None,
+        consistency: Consistency = "session",
+        timeout: float | None = None,
     ) -> int:
         """How many memories there are. See :meth:`AsyncMemory.count`."""
-        return self._call(self._memory.count, namespace, consistency=consistency, timeout=timeout)
+        return self._call(
+            self._memory.count,
+            namespace,
+            metadata_filter=metadata_filter,
+            start_time=start_time,
+            end_time=end_time,
+            consistency=consistency,
+            timeout=timeout,
+        )
 
     def flush(self, timeout: float | None = None) -> int:
         """Wait until everything acknowledged is on the device and visible. See :meth:`AsyncMemory.flush`."""

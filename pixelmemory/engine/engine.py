@@ -42,7 +42,7 @@ from pixelmemory.errors import (
 )
 from pixelmemory.forks import forks
 from pixelmemory.interrupts import launch, start_new_thread
-from pixelmemory.log.contract import Append
+from pixelmemory.log.contract import Append, StoredEvent
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.memory.schema import parse_schema
@@ -57,6 +57,9 @@ __all__ = ["Engine"]
 _logger = logging.getLogger("pixelmemory")
 T = TypeVar("T")
 
+
+#: events of one namespace that a read lays over the tables; with more it waits for them
+OVERLAID_MAX = 100
 
 #: how long a close goes on where its task was cancelled; afterwards it ends in the background
 CANCELLED_CLOSE_SECONDS = 0.5
@@ -359,14 +362,17 @@ class Engine:
         if self._running_loop() is not self._loop:
             raise WrongThreadError(otherwise)
 
-    def abandon(self, handle: int) -> None:
-        """As :meth:`release`, without a drain, and not waited for. Loses nothing durable.
+    def abandon(self, handle: int | None = None) -> None:
+        """As :meth:`release`, without a drain, and not waited for; None: for every handle. Loses nothing durable.
 
         For a handle that was dropped: on any thread, takes no lock, and may be done again where Ctrl-C has ended it.
         """
         if self._store is None or not self.owned:
             return
-        self._handles.discard(handle)
+        if handle is None:
+            self._handles.clear()
+        else:
+            self._handles.discard(handle)
         if not self._handles and not self._closing:
             # from here to the thread's start no step that Ctrl-C or another thread could come into
             self._closing = True
@@ -444,16 +450,57 @@ class Engine:
 
     # -- waiting
 
-    async def wait_for(self, consistency: str | int, timeout_seconds: float | None = None) -> None:
-        """Wait until a read sees what ``consistency`` asks for (checked by the facade)."""
+    async def wait_for(
+        self, consistency: str | int, timeout_seconds: float | None = None, namespace: str | None = None
+    ) -> None:
+        """Wait until the tables show what ``consistency`` asks for (checked by the facade).
+
+        Args:
+            namespace: the only one that is read; None for the whole store. An LSN is waited for in any case.
+        """
         store = self.store()
         if consistency == "eventual":
             return
         lsn = consistency if isinstance(consistency, int) else self.last_lsn
         if consistency == "strong":
             lsn = store.log.durable_lsn
+        if namespace is not None and isinstance(consistency, str) and lsn <= self._visible.known_lsn:
+            # of what came before the store was opened, it is not known whose it is
+            lsn = max(self._opened_lsn, self._visible.memtable.last_lsn(namespace))
         timeout = self.options.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
         await self._visible.wait(lsn, timeout)
+
+    async def unseen(
+        self,
+        namespace: str,
+        consistency: str | int,
+        timeout_seconds: float | None = None,
+        *,
+        memory_id: str | None = None,
+    ) -> list[StoredEvent]:
+        """Wait for what a read of ``namespace`` has to wait for, and for nothing else.
+
+        Args:
+            consistency: as :meth:`wait_for`.
+            memory_id: the one memory that is read; None for all of the namespace.
+
+        Returns:
+            The events that the read has to see and the tables may not show yet.
+        """
+        store, visible = self.store(), self._visible
+        last_lsn = store.log.durable_lsn if consistency == "strong" else self.last_lsn
+        if isinstance(consistency, str) and consistency != "eventual" and last_lsn <= visible.known_lsn:
+            await self.wait_for(self._opened_lsn, timeout_seconds)  # what came before is in the log alone
+            unseen_lsn = visible.memtable.last_lsn(namespace)
+            if unseen_lsn and not visible.is_stuck(unseen_lsn):
+                if memory_id is not None:
+                    events = visible.memtable.events_of((namespace, memory_id))
+                else:
+                    events = visible.memtable.events(namespace, OVERLAID_MAX)
+                if events is not None:
+                    return events
+        await self.wait_for(consistency, timeout_seconds, namespace)
+        return []
 
     async def flush(self, timeout_seconds: float | None = None) -> int:
         """Make everything acknowledged durable and visible.

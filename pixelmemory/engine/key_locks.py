@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from pixelmemory.engine.visibility import Key
+from pixelmemory.engine.memtable import Key
 
 __all__ = ["KeyLocks"]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import anyio
 
+from pixelmemory.engine.memtable import Key, Memtable
 from pixelmemory.errors import (
     ProjectionUnavailableError,
     StoreClosedError,
@@ -19,27 +19,27 @@ from pixelmemory.errors import (
     UnknownOutcomeError,
     WaitTimeoutError,
 )
-from pixelmemory.memory.events import MemoryDeleted, MemoryEvent
+from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.store.store import OpenStore
 
-__all__ = ["Key", "Visibility"]
-
-#: (namespace, memory id)
-Key = tuple[str, str]
+__all__ = ["Visibility"]
 
 
 class Visibility:
-    """Waits for the watermark of one open store, and what lies beyond it."""
+    """Waits for the watermark of one open store, and what lies beyond it.
+
+    Attributes:
+        memtable: the events beyond it since the store was opened.
+        known_lsn: the last LSN that the event loop knows to be durable.
+    """
 
     def __init__(self, store: OpenStore) -> None:
         self._log = store.log
         self._projector = store.projection.projector
         self._is_missing = store.projection.is_missing
         self._closed = False
-        #: memories whose last event is not visible yet -> (last LSN of its frame, whether they exist after it)
-        self._unseen: dict[Key, tuple[int, bool]] = {}
-        #: (last LSN, memories) of each frame, to forget from ``_unseen``
-        self._unseen_frames: deque[tuple[int, list[Key]]] = deque()
+        self.memtable = Memtable(store.options.memtable_bytes_max)
+        self.known_lsn = store.log.durable_lsn
         #: (LSN, tie, event) of those who wait; a heap
         self._waiting: list[tuple[int, int, anyio.Event]] = []
         self._ties = itertools.count()
@@ -47,24 +47,22 @@ class Visibility:
     @property
     def idle(self) -> bool:
         """Whether nobody waits, and nothing is unseen."""
-        return not (self._waiting or self._unseen or self._unseen_frames)
+        return not self._waiting and self.memtable.is_empty
 
-    def committed(self, last_lsn: int, events: Iterable[MemoryEvent]) -> None:
+    def committed(self, last_lsn: int, events: Sequence[MemoryEvent]) -> None:
         """A frame is durable: ``events`` are all of it, and ``last_lsn`` is of the last of them."""
         if self._is_missing:
             return  # nothing ever becomes visible, and nobody can ask
-        added, deleted = (last_lsn, True), (last_lsn, False)
-        keys: list[Key] = []
-        for event in events:
-            key = (event.namespace, event.memory_id)
-            self._unseen[key] = deleted if type(event) is MemoryDeleted else added
-            keys.append(key)
-        self._unseen_frames.append((last_lsn, keys))
+        self.memtable.add(last_lsn, events)
+        self.known_lsn = last_lsn
 
     def exists(self, key: Key) -> bool | None:
         """Whether a memory exists after its last event; None where that event is visible, and its row tells."""
-        unseen = self._unseen.get(key)
-        return None if unseen is None else unseen[1]
+        return self.memtable.exists(key)
+
+    def is_stuck(self, lsn: int) -> bool:
+        """Whether a read that needs ``lsn`` has to be told that it does not become visible."""
+        return self._projector.failure is not None or self._out_of_reach(lsn)
 
     def notify(self) -> None:
         """There are new events: let the projector know, and whether somebody waits."""
@@ -73,12 +71,7 @@ class Visibility:
     def advanced(self) -> None:
         """The watermark has moved, or the state of the log's or the projector's health."""
         watermark = self._projector.watermark
-        frames, unseen = self._unseen_frames, self._unseen
-        while frames and frames[0][0] <= watermark:
-            last_lsn, keys = frames.popleft()
-            for key in keys:
-                if key in unseen and unseen[key][0] == last_lsn:  # else changed again later, or twice in the frame
-                    del unseen[key]
+        self.memtable.forget(watermark)
         while self._waiting and (self._waiting[0][0] <= watermark or self._projector.failure is not None):
             heapq.heappop(self._waiting)[2].set()
         if self._log.failure is not None:

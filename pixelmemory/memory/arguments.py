@@ -15,6 +15,7 @@ from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, ty
 from pixelmemory.memory.events import MemoryUpdated
 from pixelmemory.memory.filters import parse_filter
 from pixelmemory.memory.metadata import decode_metadata, encode_metadata
+from pixelmemory.memory.paging import check_after, check_order
 from pixelmemory.memory.rules import Rules
 from pixelmemory.memory.search import Ranking, Search
 from pixelmemory.memory.values import (
@@ -33,10 +34,14 @@ __all__ = [
     "check_added",
     "check_consistency",
     "check_entry",
+    "check_if_exists",
+    "check_list",
+    "check_merge",
     "check_search",
     "check_timeout",
     "check_updated",
     "id_list",
+    "schemaless",
 ]
 
 NEEDS_VECTOR = "is required: this store has no model, so its vectors are always given"
@@ -141,6 +146,8 @@ def check_search(
     end_time: object,
     vector: object,
     min_score: object,
+    *,
+    offset: object = 0,
 ) -> Search:
     """The conditions of a search."""
     options = rules.options
@@ -179,7 +186,47 @@ def check_search(
         start=None if start_us is None else from_timestamp(start_us),
         end=None if end_us is None else from_timestamp(end_us),
         min_score=min_score,
+        offset=check_limit(offset, "offset"),
     )
+
+
+def check_list(
+    rules: Rules,
+    namespace: object,
+    limit: object,
+    after: object,
+    order: object,
+    metadata_filter: object,
+    start_time: object,
+    end_time: object,
+) -> Search:
+    """The conditions of a page of a list."""
+    ranking = check_order(order)
+    search = check_search(rules, namespace, None, limit, metadata_filter, start_time, end_time, None, None)
+    if search.limit == 0:
+        raise InvalidArgumentError("limit", "must be at least 1: a page of none has no end")
+    return msgspec.structs.replace(search, ranking=ranking, after=check_after(after, ranking))
+
+
+def check_if_exists(value: object) -> None:
+    """``"error"``, ``"ignore"`` or ``"replace"``."""
+    if not isinstance(value, str):
+        raise InvalidTypeError("if_exists", f"must be 'error', 'ignore' or 'replace', not {type_name(value)}")
+    if value not in ("error", "ignore", "replace"):
+        raise InvalidArgumentError("if_exists", f"must be 'error', 'ignore' or 'replace', not {brief(value)}")
+
+
+def check_merge(value: object, metadata: object) -> None:
+    """A bool, and True only with metadata."""
+    if not isinstance(value, bool):
+        raise InvalidTypeError("merge", f"must be a bool, not {type_name(value)}")
+    if value and metadata is None:
+        raise InvalidArgumentError("merge", "needs metadata")
+
+
+def schemaless(rules: Rules) -> Rules:
+    """``rules`` for a part of the metadata: the schema holds for the whole."""
+    return msgspec.structs.replace(rules, schema=None)
 
 
 def id_list(memory_ids: object) -> list[str]:

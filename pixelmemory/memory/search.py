@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
     from pixelmemory.memory.filters import Filter
 
-__all__ = ["Ranking", "Search"]
+__all__ = ["NO_LIMIT", "Position", "Ranking", "Search", "is_past", "list_order"]
+
+#: more than any database counts
+NO_LIMIT = 2**62
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
 
 
 class Ranking(enum.Enum):
@@ -23,13 +29,24 @@ class Ranking(enum.Enum):
     NEWEST = "newest"
     #: by the cosine similarity of their content to the query
     SIMILARITY = "similarity"
+    #: as a list is paged through, by what never changes of a memory: its time, then its id; undated rows at the end
+    LISTED_NEWEST = "listed newest"
+    LISTED_OLDEST = "listed oldest"
+
+
+class Position(NamedTuple):
+    """A place in a list of memories: right after one of them."""
+
+    #: aware; None in a row that a user inserted without one
+    created_at: dt.datetime | None
+    memory_id: str
 
 
 class Search(msgspec.Struct, frozen=True):
     """A search of one namespace. Every condition holds before ``limit`` is applied."""
 
     namespace: str
-    limit: int
+    limit: int = NO_LIMIT
     ranking: Ranking = Ranking.NEWEST
     #: the text that was asked for, if one was; kept beside its vector
     query: str | None = None
@@ -41,3 +58,24 @@ class Search(msgspec.Struct, frozen=True):
     end: dt.datetime | None = None
     #: of a ranking with a score
     min_score: float | None = None
+    #: how many of the first results are left out; a list has ``after`` in its place
+    offset: int = 0
+    #: of a list: where it begins; None for its beginning
+    after: Position | None = None
+    #: ids of the only memories that are looked at, and of those that are left out
+    among: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+
+
+def list_order(ranking: Ranking, created_at: dt.datetime | None, memory_id: str) -> tuple[bool, int, str]:
+    """Where a memory stands in a list, to sort it by: descending for the newest first, ascending for the oldest."""
+    microseconds = 0 if created_at is None else (created_at - _EPOCH) // _MICROSECOND
+    return (created_at is None) is (ranking is Ranking.LISTED_OLDEST), microseconds, memory_id
+
+
+def is_past(search: Search, created_at: dt.datetime | None, memory_id: str) -> bool:
+    """Whether a memory comes after :attr:`Search.after`, where the search has one."""
+    if search.after is None:
+        return True
+    place, after = list_order(search.ranking, created_at, memory_id), list_order(search.ranking, *search.after)
+    return place < after if search.ranking is Ranking.LISTED_NEWEST else place > after

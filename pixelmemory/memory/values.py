@@ -156,21 +156,21 @@ def check_time_range(start: object, end: object) -> tuple[int | None, int | None
 # ------------------------------------------------------------------------------------------------------ numbers
 
 
-def check_limit(value: object) -> int:
-    """How many results a search returns at most: any integer from 0. More than a database can count is cut to that.
+def check_limit(value: object, field: str = "limit") -> int:
+    """A number of results: any integer from 0. More than a database can count is cut to that.
 
     Raises:
         InvalidTypeError: not an integer (a bool is none).
         InvalidArgumentError: negative.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidTypeError("limit", f"must be an integer, not {type_name(value)}")
+        raise InvalidTypeError(field, f"must be an integer, not {type_name(value)}")
     try:
         limit = int(value.__index__())
     except TypeError:  # an array has the method and no value
-        raise InvalidTypeError("limit", f"must be an integer, not {type_name(value)}") from None
+        raise InvalidTypeError(field, f"must be an integer, not {type_name(value)}") from None
     if limit < 0:
-        raise InvalidArgumentError("limit", f"must be at least 0, not {brief(limit)}")
+        raise InvalidArgumentError(field, f"must be at least 0, not {brief(limit)}")
     return min(limit, 2**63 - 1)
 
 

@@ -186,11 +186,19 @@ class Host(Protocol):
     def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
         """Which of ``memory_ids`` are visible."""
 
-    def count(self, namespace: str) -> int:
-        """How many memories ``namespace`` has."""
+    def count(self, search: Search) -> int:
+        """How many rows satisfy the conditions of ``search``; how they are ranked and cut does not matter."""
 
     def search(self, search: Search) -> list[Row]:
         """The rows that satisfy ``search``, best first: every condition holds before the limit is applied."""
+
+    def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
+        """What :meth:`search` would give as the score of rows that had ``vectors``; None where one has no direction.
+
+        Args:
+            vectors: float32, ``(dimensions,)`` each, scaled for the database.
+            query: as :attr:`Search.vector`.
+        """
 
     def long_texts(self, namespace: str, window: Window) -> Generator[list[Row]]:
         """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""

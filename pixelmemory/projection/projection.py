@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from typing import Any
 
@@ -14,11 +14,12 @@ from pixelmemory.errors import (
     ProjectionUnavailableError,
     UnavailableCause,
 )
-from pixelmemory.log.contract import EventLog
+from pixelmemory.log.contract import EventLog, StoredEvent
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.schema import Schema
 from pixelmemory.options import Options
 from pixelmemory.projection.batches import EmbedTexts, TruncatedTexts
+from pixelmemory.projection.changes import Change, fold
 from pixelmemory.projection.contract import Capability, Host, ProjectionState
 from pixelmemory.projection.mismatch import find_mismatch
 from pixelmemory.projection.projector import Projector
@@ -45,10 +46,12 @@ class Projection:
     #: whether another stands in its place, which has no tables
     is_missing = False
 
-    def __init__(self, host: Host, projector: Projector, options: Options, *, rebuilding: bool) -> None:
+    def __init__(
+        self, host: Host, projector: Projector, options: Options, embed_ahead: EmbedTexts | None, *, rebuilding: bool
+    ) -> None:
         self.host = host
         self.projector = projector
-        self.query = Query(host)
+        self.query = Query(host, embed_ahead)
         self.rebuilding = rebuilding
         self._wait_timeout_seconds = options.wait_timeout_seconds
 
@@ -61,6 +64,7 @@ class Projection:
         log: EventLog,
         schema: Schema | None,
         embed_texts: EmbedTexts | None,
+        embed_ahead: EmbedTexts | None,
         truncated_texts: TruncatedTexts | None,
         options: Options,
         rebuild: bool,
@@ -73,6 +77,7 @@ class Projection:
         Args:
             state: what it has to be made from.
             embed_texts: the store's model behind its cache, or None.
+            embed_ahead: the same, for reads of what is not applied yet.
             truncated_texts: which texts the model cuts, or None.
             rebuild: delete what there is first.
             rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
@@ -103,7 +108,12 @@ class Projection:
         except BaseException:
             host.close(keep_claim=False)
             raise
-        return cls(host, projector, options, rebuilding=checkpoint_lsn == 0 and log.durable_lsn > 0)
+        return cls(host, projector, options, embed_ahead, rebuilding=checkpoint_lsn == 0 and log.durable_lsn > 0)
+
+    def changes(self, events: Sequence[StoredEvent]) -> list[Change]:
+        """What ``events``, which are not applied yet, will do to the tables; without those of memories with a dead
+        letter, behind which they will wait."""
+        return [change for key, change in fold(events).items() if not self.projector.is_dead(key)]
 
     def namespace_table(self, namespace: str) -> Any:
         """The host's own table of ``namespace``, made if it is not there; blocking, for a worker thread.

@@ -459,6 +459,10 @@ class Projector:
         self._on_watermark(self.watermark)
         return forgotten
 
+    def is_dead(self, key: tuple[str, str]) -> bool:
+        """Whether a memory has a dead letter. May be called from any thread."""
+        return key in self._dead_keys
+
     def exists_after_dead_letters(self, namespace: str, memory_id: str) -> bool | None:
         """Whether a memory exists after its dead letters; None where they do not tell, and its row does.
 

@@ -1,36 +1,57 @@
 """Reads of the projection: what a caller asks, as records.
 
-Everything here blocks and runs on a worker thread; waiting for an LSN is the engine's.
+Everything here blocks and runs on a worker thread; what a read waits for, and which changes are laid over the tables,
+is the engine's.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from pixelmemory.embedding import Embedder
 from pixelmemory.memory.search import Search
 from pixelmemory.models import MemoryRecord
+from pixelmemory.projection.batches import EmbedTexts
+from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import Host
+from pixelmemory.projection.overlay import Overlay
 from pixelmemory.projection.rows import record_of
 
 __all__ = ["Query"]
 
 
 class Query:
-    """Reads of one open projection."""
+    """Reads of one open projection.
 
-    def __init__(self, host: Host) -> None:
+    Args:
+        host: what is applied.
+        embed_ahead: the store's model, or None: for texts that are not applied yet.
+    """
+
+    def __init__(self, host: Host, embed_ahead: EmbedTexts | None = None) -> None:
         self._host = host
+        self._embed_ahead = embed_ahead
 
-    def get(self, namespace: str, memory_id: str) -> MemoryRecord | None:
+    def get(self, namespace: str, memory_id: str, changes: Collection[Change] = ()) -> MemoryRecord | None:
         """One memory, or None."""
-        row = self._host.get(namespace, memory_id)
+        row = self._over(changes).get(namespace, memory_id)
         return None if row is None else record_of(row)
 
-    def search(self, search: Search) -> list[MemoryRecord]:
-        """The memories that satisfy ``search``, best first."""
-        return [record_of(row) for row in self._host.search(search)]
+    def search(self, search: Search, changes: Collection[Change] = ()) -> list[MemoryRecord]:
+        """The memories that satisfy ``search``, best first.
+
+        Args:
+            changes: those of its namespace that the tables may not show yet.
+        """
+        return [record_of(row) for row in self._over(changes).search(search)]
+
+    def count(self, search: Search, changes: Collection[Change] = ()) -> int:
+        """How many memories satisfy the conditions of ``search``."""
+        return self._over(changes).count(search)
+
+    def _over(self, changes: Collection[Change]) -> Host | Overlay:
+        return Overlay(self._host, changes, self._embed_ahead) if changes else self._host
 
     def truncated(self, namespace: str, limit: int, embedder: Embedder) -> list[MemoryRecord]:
         """The memories whose content is longer than ``embedder`` reads, newest first."""
@@ -48,18 +69,14 @@ class Query:
         """Which of ``memory_ids`` are visible in ``namespace``."""
         return self._host.existing(namespace, memory_ids)
 
-    def count(self, namespaces: Sequence[str]) -> dict[str, int]:
-        """Visible memories of each of ``namespaces``."""
-        return {namespace: self._host.count(namespace) for namespace in namespaces}
-
     def knows(self, namespace: str) -> bool:
         """Whether ``namespace`` ever held a memory."""
         return self._host.knows(namespace)
 
     def namespaces(self) -> list[str]:
         """The namespaces that hold at least one visible memory, in code-point order."""
-        return [namespace for namespace, memories in self.count(self._host.namespaces()).items() if memories]
+        return [namespace for namespace in self._host.namespaces() if self._host.count(Search(namespace))]
 
     def total(self) -> int:
         """Visible memories of the whole store."""
-        return sum(self.count(self._host.namespaces()).values())
+        return sum(self._host.count(Search(namespace)) for namespace in self._host.namespaces())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from pixelmemory.memory.metadata import decode_metadata
+from pixelmemory.memory.search import Ranking, list_order
 from pixelmemory.memory.values import from_timestamp
 from pixelmemory.models import MemoryRecord
 
@@ -30,7 +31,9 @@ __all__ = [
     "Kind",
     "Row",
     "given",
+    "in_list_order",
     "record_of",
+    "row_after",
     "row_of",
     "values_of",
 ]
@@ -122,6 +125,29 @@ def row_of(id_text: str | None, key: object, *shown: Any, score: float | None = 
     return Row._make([str(key) if id_text is None else id_text, *values, None if score is None else float(score)])
 
 
+def in_list_order(rows: Sequence[Row], ranking: Ranking) -> list[Row]:
+    """``rows`` in the order of a list."""
+    newest = ranking is Ranking.LISTED_NEWEST
+    return sorted(rows, key=lambda row: list_order(ranking, row.created_at, row.memory_id), reverse=newest)
+
+
+def row_after(change: Change, row: Row | None) -> Row | None:
+    """What a read shows once ``change`` is applied.
+
+    Args:
+        row: the memory's row as it is; only a patch needs it.
+
+    Returns:
+        Without a score. None where there is no memory afterwards.
+    """
+    if not change.insert and (not change.patch or row is None):
+        return None
+    before: Sequence[Any] = (None,) * len(SHOWN) if change.insert or row is None else row[1 : 1 + len(SHOWN)]
+    after = [_as_read(column.kind, column.of(change)) for column in SHOWN]
+    values: list[Any] = [old if new is None else new for old, new in zip(before, after, strict=True)]
+    return Row._make([change.memory_id, *values, None])
+
+
 def record_of(row: Row) -> MemoryRecord:
     """What a caller gets for ``row``."""
     record = MemoryRecord(
@@ -133,6 +159,10 @@ def record_of(row: Row) -> MemoryRecord:
     if row.score is not None:
         record["similarity_score"] = row.score
     return record
+
+
+def _as_read(kind: Kind, value: Any) -> Any:
+    return value.decode() if kind is Kind.JSON and value is not None else _to_python(kind, value)
 
 
 def _to_python(kind: Kind, value: Any) -> Any:

@@ -26,7 +26,7 @@ from pixelmemory.embedding import (
     parse_embedding_config,
     tell_apart,
 )
-from pixelmemory.embedding.cached import cached
+from pixelmemory.embedding.cached import ContentVectors
 from pixelmemory.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -295,7 +295,8 @@ def _open_projection(
         dimensions=store.dimensions,
         schema=store.schema.fingerprint if store.schema is not None else None,
     )
-    embed_texts = None if store.embedder is None else cached(store.embedder, cache)
+    contents = None if store.embedder is None else ContentVectors(store.embedder, cache)
+    embed_texts = None if contents is None else contents.embed
     try:
         store.projection = Projection.open(
             open_host(
@@ -310,6 +311,7 @@ def _open_projection(
             log=store.log,
             schema=store.schema,
             embed_texts=embed_texts,
+            embed_ahead=None if contents is None else contents.embed_ahead,
             truncated_texts=None if store.embedder is None else store.embedder.truncated,
             options=options,
             rebuild=rebuild,

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import psycopg
 import pytest
@@ -25,10 +26,11 @@ from pixelmemory.faults import set_fault_hook
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import MemoryAdded, MemoryDeleted, MemoryEvent, MemoryUpdated
 from pixelmemory.memory.filters import parse_filter
-from pixelmemory.memory.search import Ranking, Search
+from pixelmemory.memory.search import Position, Ranking, Search
 from pixelmemory.memory.state import MemoryState
 from pixelmemory.projection.changes import Change, fold
 from pixelmemory.projection.contract import Capability, DeadLetter, Host, ProjectionState, Vectors
+from pixelmemory.projection.overlay import Overlay
 
 DIMENSIONS = 3
 NAMESPACE, OTHER = "a namespace", "another"
@@ -64,6 +66,49 @@ def make_event(memory_id: str, kind: int, number: int) -> MemoryEvent:
             return MemoryUpdated(NAMESPACE, memory_id, None, b'{"m":%d}' % number)
         case _:
             return MemoryDeleted(NAMESPACE, memory_id)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[MemoryEvent]:
+    """Events of a few memories as a facade lets them through, some at the same time, some with vectors of their own."""
+    kept: list[MemoryEvent] = []
+    existing: set[str] = set()
+    for memory_id, kind, number in draw(
+        st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 5)), max_size=12)
+    ):
+        event = make_event(memory_id, kind, number)
+        if isinstance(event, MemoryAdded) is (memory_id in existing):
+            continue
+        if isinstance(event, MemoryAdded):
+            own = vector_of(event.content).astype("<f4").tobytes() if number % 2 else None
+            event = msgspec.structs.replace(event, created_at_us=DAY_US * (number // 2), embedding=own)
+        existing ^= {memory_id} if not isinstance(event, MemoryUpdated) else set()
+        kept.append(event)
+    return kept
+
+
+@st.composite
+def searches_of(draw: st.DrawFn) -> Search:
+    """By time or by meaning, with and without conditions."""
+    bounds = sorted(draw(st.lists(st.integers(0, 3), min_size=2, max_size=2)))
+    start, end = (dt.datetime(1970, 1, 1 + day, tzinfo=dt.UTC) if draw(st.booleans()) else None for day in bounds)
+    key = draw(st.sampled_from(["n", "m"]))
+    conditions = draw(st.sampled_from([None, {key: {"$gte": 2}}, {"$not": {key: 3}}, {key: None}]))
+    parsed = None if conditions is None else parse_filter(conditions, Options())
+    search = Search(NAMESPACE, draw(st.integers(0, 5)), filter=parsed, start=start, end=end)
+    if draw(st.booleans()):
+        ranking = draw(st.sampled_from([Ranking.NEWEST, Ranking.LISTED_NEWEST, Ranking.LISTED_OLDEST]))
+        search = msgspec.structs.replace(search, ranking=ranking)
+        if ranking is Ranking.NEWEST:
+            return msgspec.structs.replace(search, offset=draw(st.integers(0, 2)))
+        if draw(st.booleans()):
+            return search
+        day = draw(
+            st.sampled_from([None, dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(1970, 1, 2, tzinfo=dt.UTC)])
+        )
+        return msgspec.structs.replace(search, after=Position(day, draw(st.sampled_from("abcd"))))
+    vector, bound = vector_of(f"query {draw(st.integers(0, 3))}"), draw(st.sampled_from([None, -0.2, 0.3]))
+    return msgspec.structs.replace(search, ranking=Ranking.SIMILARITY, vector=vector, min_score=bound)
 
 
 @dataclasses.dataclass
@@ -288,7 +333,7 @@ class HostContract:
         host = open_host.host
         assert host.get(NAMESPACE, "m") is None
         assert host.existing(NAMESPACE, ["m"]) == set()
-        assert host.count(NAMESPACE) == 0
+        assert host.count(Search(NAMESPACE)) == 0
         assert host.search(Search(NAMESPACE, 5)) == []
         assert list(host.long_texts(NAMESPACE, Window(8, 2, 2))) == []
         assert not host.knows(NAMESPACE)
@@ -297,12 +342,12 @@ class HostContract:
         open_host.apply(added("m", "one"), added("m", "two", OTHER), added("n", "three", OTHER))
         host = open_host.host
         assert host.existing(NAMESPACE, ["m", "n", "o"]) == {"m"}
-        assert [host.count(each) for each in (NAMESPACE, OTHER)] == [1, 2]
+        assert [host.count(Search(each)) for each in (NAMESPACE, OTHER)] == [1, 2]
         assert open_host.contents(OTHER) == {"m": "two", "n": "three"}
         assert host.knows(OTHER)
         open_host.apply(MemoryDeleted(OTHER, "m"), MemoryDeleted(OTHER, "n"), first_lsn=4)
         assert host.namespaces() == sorted([NAMESPACE, OTHER]), "what ever held a memory"
-        assert host.count(OTHER) == 0
+        assert host.count(Search(OTHER)) == 0
 
     def test_every_condition_holds_before_the_limit(self, open_host: OpenHost) -> None:
         events = [
@@ -343,6 +388,57 @@ class HostContract:
         bound = cosine(expected[5].content) - 1e-4
         assert len(open_host.host.search(self.nearest(query, 12, min_score=bound))) == 6
 
+    @pytest.mark.parametrize("ranking", [Ranking.LISTED_NEWEST, Ranking.LISTED_OLDEST])
+    def test_a_list_goes_on_after_any_memory(self, open_host: OpenHost, ranking: Ranking) -> None:
+        """By time, then by id; a user's row without a time comes at the end, and is gone on after as the others."""
+        open_host.apply(*(added(f"m{n}", created_at_us=n // 4 * DAY_US) for n in range(12)))
+        host = open_host.host
+        for memory_id in ("a user's", "another of a user's"):
+            self.insert(host, NAMESPACE, memory_id, "text")
+        rows = host.search(Search(NAMESPACE, ranking=ranking))
+        assert len(rows) == 14
+        undated = [row for row in rows if row.created_at is None]
+        assert rows[-len(undated) :] == undated or not undated
+        keys = [(row.created_at, row.memory_id) for row in rows if row.created_at is not None]
+        assert keys == sorted(keys, reverse=ranking is Ranking.LISTED_NEWEST)
+        for size in (1, 3, 5):
+            pages: list[Any] = []
+            after = None
+            while page := host.search(Search(NAMESPACE, size, ranking, after=after)):
+                pages += page
+                after = Position(page[-1].created_at, page[-1].memory_id)
+            assert pages == rows
+        by_time = host.search(Search(NAMESPACE, 14))
+        assert host.search(Search(NAMESPACE, 4, offset=9)) == by_time[9:13]
+
+    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def test_changes_laid_over_the_tables_are_what_applying_them_gives(
+        self, open_host: OpenHost, data: st.DataObject
+    ) -> None:
+        """Contents, order and scores, to the last bit; also where some of the changes are applied already."""
+        host = open_host.host
+        host.reset()
+        host.load()
+        kept = data.draw(lives())
+        cut, ahead = sorted(data.draw(st.tuples(st.integers(0, len(kept)), st.integers(0, len(kept)))))
+        for part, first_lsn in ((kept[:cut], 1), (kept[cut:ahead], cut + 1)):
+            if part:
+                assert open_host.apply(*part, first_lsn=first_lsn) == []
+        changes = changes_of(*kept[cut:], first_lsn=cut + 1)
+        over = Overlay(host, changes, lambda texts: np.stack([vector_of(text) for text in texts]))
+        searches = [data.draw(searches_of()) for _ in range(4)]
+
+        def read(reads: Host | Overlay) -> list[Any]:
+            rows = [reads.search(search) for search in searches]
+            counts = [reads.count(search) for search in searches]
+            return [rows, counts, [reads.get(NAMESPACE, memory_id) for memory_id in "abcd"]]
+
+        found = read(over)
+        if kept[ahead:]:
+            assert open_host.apply(*kept[ahead:], first_lsn=ahead + 1) == []
+        assert found == read(host)
+
     @staticmethod
     def nearest(query: np.ndarray, limit: int, **conditions: Any) -> Search:
         return Search(NAMESPACE, limit, Ranking.SIMILARITY, vector=query, **conditions)
@@ -361,7 +457,7 @@ class HostContract:
         def read() -> None:
             for _ in range(15):
                 before = applied
-                count = host.count(NAMESPACE)
+                count = host.count(Search(NAMESPACE))
                 if not before <= count <= 10:
                     wrong.append(f"{count} rows after {before} were applied")
 

@@ -811,3 +811,207 @@ def test_an_existing_id_in_a_batch_is_named_by_its_place(store_name: str, open_m
     assert raised.value.field == "entries[1].memory_id"
     assert mem.last_lsn == before
     assert mem.get_memory("free") is None
+
+
+# --------------------------------------------------------------------------------------------------------- lists
+
+
+async def ids_of(mem: Any, ns: str, **conditions: Any) -> list[str]:
+    """The ids of all pages."""
+    ids: list[str] = []
+    page = await mem.list_memories(ns, **conditions)
+    while True:
+        ids += [memory["memory_id"] for memory in page.memories]
+        if page.next is None:
+            return ids
+        assert page.memories
+        page = await mem.list_memories(ns, after=page.next, **conditions)
+
+
+async def test_a_list_has_every_memory_once(mem: AsyncMemory, ns: str) -> None:
+    """Also among equal times."""
+    entries = [{"content": str(n), "metadata": {"n": n}, "timestamp": at(1 + n // 30)} for n in range(100)]
+    added = await mem.add_entries(entries, ns)
+    newest = await ids_of(mem, ns, limit=7)
+    assert sorted(newest) == sorted(added)
+    assert len(newest) == 100
+    assert [i for i in newest if i in added[90:]] == newest[:10], "the newest come first"
+    assert await ids_of(mem, ns, limit=9, order="oldest") == newest[::-1]
+    assert await ids_of(mem, ns) == newest, "a page has 100 by default, and the last one no next"
+    some = {"metadata_filter": {"n": {"$gte": 20}}, "start_time": at(1), "end_time": at(2)}
+    assert set(await ids_of(mem, ns, limit=6, **some)) == set(added[20:60])
+    assert await ids_of(mem, "never written") == []
+
+
+async def test_pages_neither_skip_nor_repeat_while_others_write(mem: AsyncMemory, ns: str) -> None:
+    first = await mem.add_entries([{"content": str(n), "timestamp": at(3)} for n in range(40)], ns)
+    seen: list[str] = []
+    after = None
+    for step in range(100):
+        page = await mem.list_memories(ns, limit=4, after=after)
+        seen += [memory["memory_id"] for memory in page.memories]
+        await mem.add_entry("newer", ns)
+        await mem.add_entry("as old", ns, timestamp=at(3))
+        assert await mem.update_memory(first[step % 40], ns, content=f"changed {step}")
+        if (after := page.next) is None or len(seen) > 100:
+            break
+    assert len(seen) == len(set(seen))
+    assert set(first) <= set(seen)
+
+
+async def test_iterate_goes_through_all_pages(mem: AsyncMemory, ns: str) -> None:
+    ids = await mem.add_entries([{"content": str(n)} for n in range(1201)], ns)
+    assert [memory["memory_id"] async for memory in mem.iterate(ns)] == ids[::-1]
+    assert [memory["memory_id"] async for memory in mem.iterate(ns, order="oldest")] == ids
+
+
+async def test_an_offset_leaves_out_the_first(mem: AsyncMemory, ns: str) -> None:
+    await mem.add_entries([{"content": f"tea number {n}"} for n in range(9)], ns)
+    every = await mem.search(ns, limit=9)
+    assert await mem.search(ns, limit=4, offset=3) == every[3:7]
+    best = await mem.search(ns, "tea", limit=9)
+    assert await mem.search(ns, "tea", limit=4, offset=7) == best[7:]
+    assert await mem.search(ns, offset=10**30) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"limit": 0},
+        {"limit": "3"},
+        {"order": "best"},
+        {"order": None},
+        {"after": "nonsense"},
+        {"after": ""},
+        {"after": 3},
+        {"after": "gaFhoWI="},
+        {"metadata_filter": {"$no": 1}},
+    ],
+)
+async def test_a_bad_list_is_an_error(mem: AsyncMemory, ns: str, bad: dict[str, Any]) -> None:
+    with pytest.raises((InvalidArgumentError, InvalidTypeError)):
+        await mem.list_memories(ns, **bad)
+
+
+async def test_a_page_of_another_order_is_an_error(mem: AsyncMemory, ns: str) -> None:
+    await mem.add_entries([{"content": "a"}, {"content": "b"}], ns)
+    page = await mem.list_memories(ns, limit=1)
+    with pytest.raises(InvalidArgumentError, match="after"):
+        await mem.list_memories(ns, order="oldest", after=page.next)
+
+
+# ------------------------------------------------------------------------------------------- ids that exist already
+
+
+async def test_an_import_that_is_run_again(mem: AsyncMemory, ns: str) -> None:
+    rows = [{"content": f"c{n}", "memory_id": f"m{n}", "metadata": {"n": n}} for n in range(20)]
+    await mem.add_entries(rows[:10], ns)
+    with pytest.raises(MemoryExistsError) as caught:
+        await mem.add_entries(rows, ns)
+    assert caught.value.memory_ids == [f"m{n}" for n in range(10)]
+    assert (caught.value.memory_id, caught.value.field) == ("m0", "entries[0].memory_id")
+    assert await mem.count(ns) == 10
+    lsn = (await mem.stats()).durable_lsn
+    again = [{**row, "content": "other"} for row in rows[:10]]
+    assert await mem.add_entries(again, ns, if_exists="ignore") == [f"m{n}" for n in range(10)]
+    assert (await mem.stats()).durable_lsn == lsn, "nothing is logged"
+    assert await mem.add_entries([*rows, {"content": "no id"}], ns, if_exists="ignore") != []
+    assert await mem.count(ns) == 21
+    found = await mem.get_memory("m3", ns)
+    assert found is not None
+    assert found["content"] == "c3"
+    assert await mem.add_entries(again[:5], ns, if_exists="replace") == [f"m{n}" for n in range(5)]
+    found = await mem.get_memory("m3", ns)
+    assert found is not None
+    assert (found["content"], found["metadata"]) == ("other", {"n": 3})
+    await mem.flush()
+    assert await mem.get_memory("m3", ns) == found
+    assert await mem.count(ns) == 21
+
+
+async def test_one_entry_whose_id_exists(mem: AsyncMemory, ns: str) -> None:
+    assert await mem.add_entry("first", ns, memory_id="m", timestamp=at(1)) == "m"
+    with pytest.raises(MemoryExistsError) as caught:
+        await mem.add_entry("second", ns, memory_id="m")
+    assert caught.value.memory_ids == ["m"]
+    assert await mem.add_entry("second", ns, memory_id="m", if_exists="ignore") == "m"
+    assert contents(await mem.search(ns)) == ["first"]
+    assert await mem.add_entry("third", ns, memory_id="m", timestamp=at(2), if_exists="replace") == "m"
+    (found,) = await mem.search(ns)
+    assert (found["content"], found["timestamp"]) == ("third", at(2))
+
+
+async def test_an_id_twice_in_one_call(mem: AsyncMemory, ns: str) -> None:
+    rows = [{"content": "first", "memory_id": "m"}, {"content": "last", "memory_id": "m"}]
+    with pytest.raises(MemoryExistsError):
+        await mem.add_entries(rows, ns)
+    assert await mem.add_entries(rows, ns, if_exists="ignore") == ["m", "m"]
+    assert contents(await mem.search(ns)) == ["first"]
+    assert await mem.add_entries(rows, ns, if_exists="replace") == ["m", "m"]
+    assert contents(await mem.search(ns)) == ["last"]
+
+
+@pytest.mark.parametrize("bad", ["skip", None, True])
+async def test_a_bad_if_exists_is_an_error(mem: AsyncMemory, ns: str, bad: Any) -> None:
+    for call in (mem.add_entry("text", ns, if_exists=bad), mem.add_entries([{"content": "a"}], ns, if_exists=bad)):
+        with pytest.raises((InvalidArgumentError, InvalidTypeError), match="if_exists"):
+            await call
+    assert await mem.count(ns) == 0
+
+
+# ------------------------------------------------------------------- merging, deleting and counting by conditions
+
+
+async def test_merge_keeps_the_other_keys(mem: AsyncMemory, ns: str) -> None:
+    memory_id = await mem.add_entry("text", ns, {"a": 1, "b": {"c": 2}})
+    assert await mem.update_memory(memory_id, ns, metadata={"b": {"d": 3}, "e": None}, merge=True)
+    found = await mem.get_memory(memory_id, ns)
+    assert found is not None
+    assert found["metadata"] == {"a": 1, "b": {"d": 3}, "e": None}
+    assert found["content"] == "text"
+    assert await mem.update_memory(memory_id, ns, "new", {"a": 2}, merge=True)
+    await mem.flush()
+    found = await mem.get_memory(memory_id, ns)
+    assert found is not None
+    assert (found["content"], found["metadata"]) == ("new", {"a": 2, "b": {"d": 3}, "e": None})
+    assert not await mem.update_memory("nobody", ns, metadata={}, merge=True)
+    with pytest.raises(InvalidArgumentError, match="merge"):
+        await mem.update_memory(memory_id, ns, "new", merge=True)
+    with pytest.raises(InvalidTypeError, match="merge"):
+        await mem.update_memory(memory_id, ns, metadata={}, merge=1)  # type: ignore[arg-type]
+
+
+async def test_many_merges_at_once_lose_none(mem: AsyncMemory, ns: str) -> None:
+    memory_id = await mem.add_entry("text", ns)
+
+    async def merge(n: int) -> None:
+        assert await mem.update_memory(memory_id, ns, metadata={str(n): n}, merge=True)
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(10):
+            tasks.start_soon(merge, n)
+    found = await mem.get_memory(memory_id, ns)
+    assert found is not None
+    assert found["metadata"] == {str(n): n for n in found["metadata"].values()}
+    assert len(found["metadata"]) == 10
+
+
+async def test_what_satisfies_conditions_is_counted_and_deleted(mem: AsyncMemory, ns: str) -> None:
+    entries = [{"content": str(n), "metadata": {"n": n}, "timestamp": at(1 + n % 3)} for n in range(1500)]
+    await mem.add_entries(entries, ns)
+    assert await mem.count(ns, metadata_filter={"n": {"$lt": 100}}) == 100
+    assert await mem.count(ns, metadata_filter={"n": {"$lt": 99}}, start_time=at(2), end_time=at(3)) == 66
+    assert await mem.delete_where(ns, {"n": {"$lt": 1200}}) == 1200
+    assert await mem.count(ns) == 300
+    assert await mem.delete_where(ns, start_time=at(3)) == 100
+    assert await mem.delete_where(ns, {"n": -1}) == 0
+    nothing: list[dict[str, Any]] = [{}, {"metadata_filter": {"$no": 1}}]
+    for bad in nothing:
+        with pytest.raises(InvalidArgumentError):
+            await mem.delete_where(ns, **bad)
+    with pytest.raises(InvalidArgumentError, match="namespace"):
+        await mem.count(metadata_filter={"n": 1})
+    assert await mem.count(ns) == 200
+    assert await mem.delete_namespace(ns) == 200
+    assert await mem.delete_namespace(ns) == 0
+    assert await mem.search(ns) == []

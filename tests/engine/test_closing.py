@@ -158,6 +158,9 @@ USES: dict[str, tuple[Any, ...]] = {
     "add_entries": ([{"content": "x"}],),
     "get_memory": ("x",),
     "search": (),
+    "list_memories": (),
+    "delete_where": ("x", {"n": 1}),
+    "delete_namespace": ("x",),
     "update_memory": ("x",),
     "delete_memory": ("x",),
     "delete_memories": (["x"],),
@@ -180,10 +183,12 @@ def test_every_use_after_close_is_an_error(tmp_path: Path, store_name: str) -> N
     memory = open_memory(tmp_path, store_name)
     memory.close()
     public = {name for name in dir(Memory) if not name.startswith("_")}
-    assert public - {"close", "last_lsn"} <= set(USES)
+    assert public - {"close", "last_lsn", "iterate"} <= set(USES)
     for name in sorted(public & set(USES)):
         with pytest.raises(StoreClosedError):
             getattr(memory, name)(*USES[name])
+    with pytest.raises(StoreClosedError):
+        next(iter(memory.iterate()))
     assert memory.last_lsn == 0
 
 
@@ -194,6 +199,8 @@ async def test_every_async_use_after_close_is_an_error(tmp_path: Path, store_nam
     for name in sorted({name for name in dir(AsyncMemory) if not name.startswith("_")} & set(USES)):
         with pytest.raises(StoreClosedError):
             await getattr(memory, name)(*USES[name])
+    with pytest.raises(StoreClosedError):
+        await anext(memory.iterate())
     await memory.aclose()
 
 
@@ -213,7 +220,7 @@ async def test_those_who_wait_when_the_store_closes_are_told(tmp_path: Path, sto
     with stalled_projector(memory) as go_on:
         await memory.add_entry("durable", embedding=vector(1))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(told, memory.search(timeout=100))
+            tasks.start_soon(told, memory.search(timeout=100, consistency=memory.last_lsn))
             tasks.start_soon(told, memory.add_entry("no room", embedding=vector(2)))
             await anyio.sleep(0.1)
             tasks.start_soon(memory.aclose)

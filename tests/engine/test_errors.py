@@ -34,6 +34,7 @@ VALUES: dict[str, Any] = {
     "index": 2,
     "lsn": 12,
     "memory_id": "m",
+    "memory_ids": ["m", "n"],
     "message": "what happened",
     "model": "a model",
     "namespace": "n",

@@ -369,16 +369,16 @@ MUTATIONS = (
     ),
     Mutation(
         "a memory that is not visible yet is unknown",
-        "engine/visibility",
-        "        unseen = self._unseen.get(key)\n",
-        "        unseen = None\n",
+        "engine/memtable",
+        "        return None if events is None else type(events[-1].event) is not MemoryDeleted\n",
+        "        return None\n",
         (f"{CONTRACT}an_update_right_after_the_add",),
     ),
     Mutation(
         "a memory is forgotten before it is visible",
-        "engine/visibility",
-        "        while frames and frames[0][0] <= watermark:\n",
-        "        while frames:\n",
+        "engine/memtable",
+        "        while events and events[0][0] <= watermark:\n",
+        "        while events:\n",
         (f"{CONTRACT}an_update_right_after_the_add",),
     ),
     Mutation(
@@ -462,10 +462,9 @@ MUTATIONS = (
     Mutation(
         "the filter comes after the limit",
         "projection/sql/ranking",
-        "FROM {self.table.name} WHERE {self.where} ORDER BY {order} LIMIT",
+        'FROM {self.table.name} WHERE {self.where} ORDER BY {order} "',
         "FROM (SELECT * FROM {self.table.name} WHERE v_max = 9223372036854775807 ORDER BY {order} "
-        "LIMIT %(limit)s) AS few WHERE {self.where} "
-        "ORDER BY {order} LIMIT",
+        'LIMIT %(limit)s) AS few WHERE {self.where} ORDER BY {order} "',
         (f"{SEARCH}filters_are_applied_before_the_limit",),
     ),
     Mutation(

@@ -66,7 +66,7 @@ async def test_waiters_are_told_and_writes_go_on(
         await memory.add_entry("never seen", embedding=vector(2))
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(told, "search", memory.search())
+                tasks.start_soon(told, "search", memory.search(consistency=memory.last_lsn))
                 tasks.start_soon(told, "strong count", memory.count(consistency="strong"))
                 tasks.start_soon(told, "flush", memory.flush())
                 tasks.start_soon(told, "an LSN that nobody wrote", memory.count(consistency=1_000))

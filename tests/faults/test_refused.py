@@ -57,6 +57,7 @@ def test_one_refused_event_in_a_batch(
         assert memory.delete_memory("m4")
         memory.add_entry("later", memory_id="later", embedding=vector(1))
         assert memory.get_memory("later") is not None
+        memory.flush()
         assert check_store(tmp_path, store_name)
     with open_memory(tmp_path, store_name, **options) as memory:
         assert memory.stats().dead_letters == 2

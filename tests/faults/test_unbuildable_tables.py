@@ -408,7 +408,7 @@ def test_threads_that_wait_for_blocked_tables_all_end(
         def work(number: int) -> None:
             try:
                 for n in range(10):
-                    memory.add_entry(f"{number} {n}", embedding=vector(n)) if number % 2 else memory.search()
+                    memory.add_entry(f"{number} {n}", embedding=vector(n)) if number % 2 else memory.count()
                 outcomes.append("no error")
             except Exception as error:  # noqa: BLE001 - looked at below
                 outcomes.append(str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 import anyio.to_thread
@@ -29,6 +29,13 @@ class _OnThreads:
         if not inspect.ismethod(value):
             return value
         method: Callable[..., Any] = value
+        if inspect.isgeneratorfunction(method):
+
+            async def iterate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                for each in await anyio.to_thread.run_sync(lambda: list(method(*args, **kwargs))):
+                    yield each
+
+            return iterate
 
         def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
             return anyio.to_thread.run_sync(functools.partial(method, *args, **kwargs))

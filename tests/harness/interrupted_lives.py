@@ -284,7 +284,7 @@ def obstacles(home: str, name: str) -> dict[str, Any]:
         return Memory(f"{name}_model", None, {"function": engine_udfs.embed_through_gates}, options=options)
 
     for which, call in {
-        "search": lambda memory: memory.search(),
+        "search": lambda memory: memory.search(consistency=memory.last_lsn),
         "flush": lambda memory: memory.flush(),
         "add": lambda memory: memory.add_entries([{"content": "no room", "embedding": vector(2)}] * 2),
         "close": lambda memory: memory.close(),

@@ -14,8 +14,8 @@ ENTRIES = {"__init__", "__main__"}
 #: names that no code of the package reads, each with who does
 USED_ELSEWHERE = {
     # signatures that a protocol of Python's prescribes
-    "aio.py": {"traceback"},
-    "sync.py": {"traceback"},
+    "aio.py": {"iterate", "traceback"},
+    "sync.py": {"iterate", "traceback"},
     "embedding/model.py": {"traceback"},
     "quiet.py": {"match"},
     "projection/pixeltable/startup.py": {"cleanup_mode", "_http_address"},

@@ -128,6 +128,7 @@ def test_rows_older_than_the_schema_are_found_by_their_metadata(
 
 @pytest.fixture(scope="module")
 def big_table(connection: psycopg.Connection[Any]) -> str:
+    connection.execute("DROP TABLE IF EXISTS big")
     connection.execute(
         """CREATE TEMP TABLE big AS
         SELECT n, jsonb_build_object('kind', 'k' || n % 500, 'n', n, 'tags', jsonb_build_array('t' || n % 700, n % 90),

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import pixeltable as pxt
 from pixeltable import exceptions as excs
 
@@ -51,8 +52,11 @@ class TableReads(Protocol):
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
 
-    def count(self, table: str, namespace: str) -> int:
-        """How many live rows ``namespace`` has."""
+    def count(self, table: str, search: Search) -> int:
+        """How many rows of ``table`` satisfy the conditions of ``search``."""
+
+    def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
+        """As :meth:`pixelmemory.projection.contract.Host.scores`."""
 
     def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
         """As :meth:`pixelmemory.projection.contract.Host.long_texts`."""
@@ -244,12 +248,15 @@ class PixeltableHost:
         with _told():
             return {keys[key] for key in self.reads.existing(table, namespace, list(keys))}
 
-    def count(self, namespace: str) -> int:
-        table = self.tables.name_of(namespace)
+    def count(self, search: Search) -> int:
+        table = self.tables.name_of(search.namespace)
         if table is None:
             return 0
         with _told():
-            return self.reads.count(table, namespace)
+            return self.reads.count(table, search)
+
+    def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
+        return self.reads.scores(vectors, query) if vectors else []
 
     def search(self, search: Search) -> list[Row]:
         table = self.tables.name_of(search.namespace)

@@ -10,6 +10,7 @@ import functools
 import operator
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,12 +21,12 @@ from pixelmemory.embedding.window import Window
 from pixelmemory.memory.filters import equal, matches
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.metadata import decode_metadata
-from pixelmemory.memory.search import Ranking, Search
+from pixelmemory.memory.search import Ranking, Search, is_past
 from pixelmemory.projection.contract import PAGE_ROWS
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
-from pixelmemory.projection.rows import COLUMNS, SHOWN, Column, Kind, Row, row_of
-from pixelmemory.projection.scaling import has_direction
+from pixelmemory.projection.rows import COLUMNS, SHOWN, Column, Kind, Row, in_list_order, row_of
+from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32, has_direction
 from pixelmemory.projection.sql.physical import namespace_key
 
 __all__ = ["PublicReads"]
@@ -53,24 +54,28 @@ class PublicReads:
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
 
     @internals.thread_released()
-    def count(self, table: str, namespace: str) -> int:
-        """How many live rows ``namespace`` has."""
+    def count(self, table: str, search: Search) -> int:
+        """How many rows of ``table`` satisfy the conditions of ``search``."""
         handle = self._tables.table(table)
-        return int(self._scope(handle, namespace).count())
+        query = self._conditions(handle, search)
+        if search.filter is None:
+            return int(query.count())
+        rows = (decode_metadata(row.metadata_json or "{}") for row in self._rows(handle, query))
+        return sum(matches(search.filter, metadata) for metadata in rows)
+
+    def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
+        """As :meth:`pixelmemory.projection.contract.Host.scores`."""
+        halves = len(query) > DIMENSIONS_MAX_FP32  # as the tables store them
+        return [_cosine(each.astype(np.float16).astype(np.float32) if halves else each, query) for each in vectors]
 
     @internals.thread_released()
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)
-        conditions: list[Any] = []
-        if search.start is not None:
-            conditions.append(handle.timestamp >= search.start)
-        if search.end is not None:
-            conditions.append(handle.timestamp <= search.end)
-        query = self._scope(handle, search.namespace, *conditions)
+        query = self._conditions(handle, search)
         rows = _RANKINGS[search.ranking](list(self._rows(handle, query, search.vector)))
         found = [row for row in rows if self._wanted(search, row)]
-        return found[: search.limit]
+        return found[search.offset : search.offset + search.limit]
 
     def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
         """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""
@@ -79,9 +84,24 @@ class PublicReads:
             yield rows[start : start + PAGE_ROWS]
 
     def _wanted(self, search: Search, row: Row) -> bool:
+        if not is_past(search, row.created_at, row.memory_id):
+            return False
         if search.min_score is not None and (row.score is None or row.score < search.min_score):
             return False
         return matches(search.filter, decode_metadata(row.metadata_json or "{}"))
+
+    def _conditions(self, handle: pxt.Table, search: Search) -> Any:
+        """The conditions of ``search`` that the public API can send to the database: all but the filter."""
+        conditions: list[Any] = []
+        if search.start is not None:
+            conditions.append(handle.timestamp >= search.start)
+        if search.end is not None:
+            conditions.append(handle.timestamp <= search.end)
+        if search.among is not None:
+            conditions.append(handle.memory_id.isin([memory_key(each) for each in search.among]))
+        if search.without:
+            conditions.append(~handle.memory_id.isin([memory_key(each) for each in search.without]))
+        return self._scope(handle, search.namespace, *conditions)
 
     def _scope(self, handle: pxt.Table, namespace: str, *conditions: Any) -> Any:
         predicates = list(conditions)
@@ -114,7 +134,12 @@ def _newest(rows: list[Row]) -> list[Row]:
 
 
 #: of rows by their score, where they have one, and then the last written first
-_RANKINGS: dict[Ranking, Callable[[list[Row]], list[Row]]] = {Ranking.NEWEST: _newest, Ranking.SIMILARITY: list}
+_RANKINGS: dict[Ranking, Callable[[list[Row]], list[Row]]] = {
+    Ranking.NEWEST: _newest,
+    Ranking.SIMILARITY: list,
+    Ranking.LISTED_NEWEST: partial(in_list_order, ranking=Ranking.LISTED_NEWEST),
+    Ranking.LISTED_OLDEST: partial(in_list_order, ranking=Ranking.LISTED_OLDEST),
+}
 
 
 def _shown(row: dict[str, Any], column: Column) -> Any:

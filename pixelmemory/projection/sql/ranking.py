@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
-from pixelmemory.memory.search import Ranking, Search
+from pixelmemory.memory.search import Position, Ranking, Search
 from pixelmemory.projection.rows import COLUMNS, SHOWN, Kind, Row, row_of
 from pixelmemory.projection.scaling import scaled
 from pixelmemory.projection.sql.physical import PhysicalTable
@@ -41,7 +41,7 @@ class Asked(NamedTuple):
     name: str
     table: PhysicalTable
     where: str
-    #: of ``where``, and ``limit``
+    #: of ``where``, ``limit`` and ``offset``
     parameters: dict[str, Any]
     #: whether ``where`` picks rows out of those of several namespaces
     shared: bool
@@ -54,7 +54,10 @@ class Asked(NamedTuple):
         """A subquery of the first rows in ``order``. What only results need is made outside, of these rows alone: to
         parse the metadata of every row that is looked at takes twice as long as their distances."""
         columns = ", ".join([*(self.table.columns[name] for name in _READ), *more])
-        return f"SELECT {columns} FROM {self.table.name} WHERE {self.where} ORDER BY {order} LIMIT %(limit)s"
+        return (
+            f"SELECT {columns} FROM {self.table.name} WHERE {self.where} ORDER BY {order} "
+            "LIMIT %(limit)s OFFSET %(offset)s"
+        )
 
 
 def newest(asked: Asked) -> list[Row]:
@@ -62,6 +65,34 @@ def newest(asked: Asked) -> list[Row]:
     order = newest_order(asked.table)
     statement = f"SELECT {result_columns(asked.table)} FROM ({asked.first(order)}) AS newest ORDER BY {order}"
     return [row_of(*row) for row in asked.run(statement, asked.parameters)]
+
+
+def listed(asked: Asked) -> list[Row]:
+    """A page of a list: the dated rows by time and id, then the others by id."""
+    time, id_text, memory_key = (asked.table.columns[name] for name in ("timestamp", "id_text", "memory_id"))
+    key = f'(COALESCE({id_text}, {memory_key}::text) COLLATE "C")'  # by code point, as Python compares
+    sign, direction = ("<", "DESC") if asked.search.ranking is Ranking.LISTED_NEWEST else (">", "ASC")
+    after, rows = asked.search.after, list[Row]()
+    if after is None or after.created_at is not None:
+        condition = f"{time} IS NOT NULL"
+        if after is not None:
+            condition = f"({time}, {key}) {sign} (%(after_time)s, %(after_key)s)"
+        rows = _page(asked, condition, f"{time} {direction}, {key} {direction}", after, len(rows))
+    if len(rows) < asked.search.limit:
+        condition = f"{time} IS NULL"
+        if after is not None and after.created_at is None:
+            condition += f" AND {key} {sign} %(after_key)s"
+        rows += _page(asked, condition, f"{key} {direction}", after, len(rows))
+    return rows
+
+
+def _page(asked: Asked, condition: str, order: str, after: Position | None, had: int) -> list[Row]:
+    parameters = {**asked.parameters, "limit": asked.parameters["limit"] - had}
+    if after is not None:
+        parameters |= {"after_time": after.created_at, "after_key": after.memory_id}
+    page = asked._replace(where=f"{asked.where} AND {condition}").first(order)
+    rows = asked.run(f"SELECT {result_columns(asked.table)} FROM ({page}) AS page ORDER BY {order}", parameters)
+    return [row_of(*row) for row in rows]
 
 
 def similar(asked: Asked) -> list[Row]:
@@ -104,7 +135,7 @@ def _nearest(asked: Asked, *, exact: bool, min_score: float | None = None) -> li
 def _leaves_few(asked: Asked) -> bool:
     """Whether the conditions leave so few rows that an exact scan of them is cheap."""
     search = asked.search
-    if search.limit > 200:
+    if search.limit > 200 or search.among is not None:
         return True
     if search.filter is None and search.start is None and search.end is None and not asked.shared:
         return False
@@ -113,7 +144,12 @@ def _leaves_few(asked: Asked) -> bool:
 
 
 #: how the rows of each are found
-RANKINGS: dict[Ranking, Callable[[Asked], list[Row]]] = {Ranking.NEWEST: newest, Ranking.SIMILARITY: similar}
+RANKINGS: dict[Ranking, Callable[[Asked], list[Row]]] = {
+    Ranking.NEWEST: newest,
+    Ranking.SIMILARITY: similar,
+    Ranking.LISTED_NEWEST: listed,
+    Ranking.LISTED_OLDEST: listed,
+}
 
 #: the columns that results are made of, and ordered by
 _READ = ("id_text", "memory_id", *(column.name for column in COLUMNS))

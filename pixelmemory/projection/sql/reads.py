@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import psycopg
 from psycopg.types.string import BytesBinaryDumper
 
@@ -15,10 +17,11 @@ from pixelmemory.embedding.window import Window
 from pixelmemory.errors import ProjectionUnavailableError
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import ColumnKind
-from pixelmemory.memory.search import Search
+from pixelmemory.memory.search import NO_LIMIT, Search
 from pixelmemory.options import Options
 from pixelmemory.projection.contract import PAGE_ROWS
 from pixelmemory.projection.rows import Row, row_of
+from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32, scaled
 from pixelmemory.projection.sql.failures import cause_of, is_infrastructure_error
 from pixelmemory.projection.sql.filters import compile_filter
 from pixelmemory.projection.sql.physical import LIVE, PhysicalTable, PhysicalTables, namespace_key
@@ -68,12 +71,24 @@ class SqlReads:
         statement = f"SELECT {column} FROM {physical.name} WHERE {where} AND {column} = ANY(%(keys)s)"
         return {row[0] for row in self._run(statement, parameters)}
 
-    def count(self, table: str, namespace: str) -> int:
-        """How many live rows ``namespace`` has."""
+    def count(self, table: str, search: Search) -> int:
+        """How many rows of ``table`` satisfy the conditions of ``search``."""
         physical = self._tables.physical(table)
-        where, parameters = self._scope(physical, namespace)
+        where, parameters = self._conditions(physical, search)
         rows = self._run(f"SELECT count(*) FROM {physical.name} WHERE {where}", parameters)
         return int(rows[0][0])
+
+    def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
+        """As :meth:`pixelmemory.projection.contract.Host.scores`: computed by pgvector, so they are the same."""
+        kind = "vector" if len(query) <= DIMENSIONS_MAX_FP32 else "halfvec"
+        values = ", ".join(f"({place}, %(v{place})s::{kind})" for place in range(len(vectors)))
+        parameters: dict[str, Any] = {f"v{place}": Vector(vector) for place, vector in enumerate(vectors)}
+        parameters["vector"] = Vector(scaled(query))
+        rows = self._run(
+            f"SELECT 1 - (value <=> %(vector)s::{kind}) FROM (VALUES {values}) AS given (place, value) ORDER BY place",
+            parameters,
+        )
+        return [None if score is None or math.isnan(score) else float(score) for (score,) in rows]
 
     def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
         """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`.
@@ -109,7 +124,7 @@ class SqlReads:
         """The rows of ``table`` that satisfy ``search``, best first."""
         physical = self._tables.physical(table)
         where, parameters = self._conditions(physical, search)
-        parameters["limit"] = min(search.limit, 2**62)
+        parameters |= {"limit": min(search.limit, NO_LIMIT), "offset": min(search.offset, NO_LIMIT)}
         shared, has_index = self._tables.shared, partial(self._has_index, table)
         asked = Asked(search, table, physical, where, parameters, shared, has_index, self._run)
         return RANKINGS[search.ranking](asked)
@@ -139,6 +154,12 @@ class SqlReads:
         if search.end is not None:
             conditions.append(f"{column['timestamp']} <= %(end)s")
             parameters["end"] = search.end
+        if search.among is not None:
+            conditions.append(f"{column['memory_id']} = ANY(%(among)s)")
+            parameters["among"] = [memory_key(memory_id) for memory_id in search.among]
+        if search.without:
+            conditions.append(f"{column['memory_id']} <> ALL(%(without)s)")
+            parameters["without"] = [memory_key(memory_id) for memory_id in search.without]
         return " AND ".join(conditions), parameters
 
     def _connection(self) -> contextlib.AbstractContextManager[psycopg.Connection[Any]]:
