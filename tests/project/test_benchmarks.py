@@ -62,7 +62,8 @@ def test_project(place: Place) -> None:
 def test_searchable(place: Place) -> None:
     figures = searchable.run(place)
     assert figures.found_p50_ms > 0
-    assert len(figures.bars()) == 1
+    assert figures.behind.backlog_events > 0
+    assert len(figures.bars()) == 4
 
 
 def test_reads(place: Place) -> None:
