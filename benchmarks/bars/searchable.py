@@ -20,7 +20,7 @@ from pixelmemory import AsyncMemory
 #: adds, memories that are there before, and events of the backlog
 SIZES = {"tiny": (5, 20, 1_000), "small": (50, 300, 20_000), "full": (200, 1_000, 90_000)}
 #: reads of each kind behind the backlog
-BEHIND = {"tiny": (3,), "small": (10,), "full": (20,)}
+BEHIND = {"tiny": (3,), "small": (10,), "full": (30,)}
 
 
 class Behind(msgspec.Struct):
@@ -42,8 +42,6 @@ class Behind(msgspec.Struct):
     def bars(self) -> list[Bar]:
         sizes = f"n = {self.reads}, backlog {self.backlog_events:,} to {self.left_events:,} events"
         ratio = self.search_p50_ms / self.rest_search_p50_ms
-        get_more = self.add_and_get_p50_ms - self.rest_add_p50_ms
-        search_more = self.add_and_search_p50_ms - self.rest_add_p50_ms
         return [
             Bar(
                 number=4,
@@ -58,14 +56,18 @@ class Behind(msgspec.Struct):
             *(
                 Bar(
                     number=4,
-                    name=f"add one, then {name} there, less the add at rest{less}, p50",
-                    measured=f"{more:.1f} ms",
+                    name=f"add one, then {name} there, less the add at rest, p50",
+                    measured=f"{more:.1f} ms (whole: {whole:.1f} ms)",
                     baseline=f"an add at rest: {self.rest_add_p50_ms:.1f} ms",
                     sizes=sizes,
                     wanted="<= 5 ms",
                     met=more <= 5,
                 )
-                for name, less, more in (("get it", "", get_more), ("search", " (its vector is given)", search_more))
+                for name, whole in (
+                    ("get it", self.add_and_get_p50_ms),
+                    ("search by its given vector", self.add_and_search_p50_ms),
+                )
+                for more in [whole - self.rest_add_p50_ms]
             ),
         ]
 
@@ -136,7 +138,10 @@ async def measure(place: Place) -> Searchable:
 
 async def measure_behind(mem: AsyncMemory, model: Any, events: int, reads: int) -> Behind:
     """Load ``events`` with vectors into another namespace, and read beside their projection."""
-    dimensions = len(model.encode(["text"], show_progress_bar=False)[0])
+    # embedded first: beside the projection that takes so long that the backlog is gone before the reads end
+    texts = data.texts(reads, 2_000_000)
+    embedded = model.encode(texts, show_progress_bar=False)
+    dimensions = embedded.shape[1]
     vectors = np.random.default_rng(1).standard_normal((1000, dimensions)).astype(np.float32)
     say(f"reads behind {events:,} events of another namespace")
     for _ in range(events // 1000):
@@ -144,7 +149,7 @@ async def measure_behind(mem: AsyncMemory, model: Any, events: int, reads: int) 
     stats = await mem.stats()
     search, get, found_seconds, add = [list[float]() for _ in range(4)]
     query = vectors[0]
-    for turn in range(reads):
+    for turn, (text, vector) in enumerate(zip(texts, embedded, strict=True)):
         started = time.perf_counter()
         await mem.search("all", vector=query)
         search.append(time.perf_counter() - started)
@@ -153,8 +158,6 @@ async def measure_behind(mem: AsyncMemory, model: Any, events: int, reads: int) 
         got = await mem.get_memory(memory_id, "all")
         get.append(time.perf_counter() - started)
         check(got is not None, "a new memory was not got")
-        text = data.content(2_000_000 + turn)
-        vector = model.encode([text], show_progress_bar=False)[0]
         started = time.perf_counter()
         memory_id = await mem.add_entry(text, "all", embedding=vector)
         found = await mem.search("all", vector=vector, limit=1)
