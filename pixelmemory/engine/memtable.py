@@ -1,7 +1,7 @@
 """The events that are durable and that the tables do not show yet, by namespace and memory.
 
 Belongs to the event loop's thread. Bounded: there are at most ``lag_events_max`` events, of which those beyond
-``memtable_bytes_max`` are known without their content.
+``memtable_bytes_max``, or of one namespace beyond a quarter of that, are known without their content.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ __all__ = ["Key", "Memtable"]
 #: (namespace, memory id)
 Key = tuple[str, str]
 
+#: a namespace keeps at most this part of the bytes, so that a load into one leaves room for the others
+SPACE_SHARE = 4
+
 #: bytes that an event takes beside its texts and vector
 _EVENT_BYTES = 300
 
@@ -31,6 +34,8 @@ class _Space(msgspec.Struct):
     last_lsn: int = 0
     #: events that are known without their content
     stripped: int = 0
+    #: of the events that are known with it
+    bytes: int = 0
     event_count: int = 0
 
 
@@ -55,11 +60,11 @@ class Memtable:
             namespace, memory_id = event.namespace, event.memory_id
             size = _size(event)
             held = event
-            if self._bytes + size > self._bytes_max:
-                held, size = _stripped(event), 0
             space = self._spaces.get(namespace)
             if space is None:
                 space = self._spaces[namespace] = _Space({})
+            if self._bytes + size > self._bytes_max or space.bytes + size > self._bytes_max // SPACE_SHARE:
+                held, size = _stripped(event), 0
             stored = StoredEvent(lsn, b"", 0, held)
             before = space.memories.get(memory_id)
             if before is None:
@@ -69,6 +74,7 @@ class Memtable:
             space.last_lsn = lsn
             space.event_count += 1
             space.stripped += not size
+            space.bytes += size
             self._bytes += size
             self._events.append((lsn, (namespace, memory_id), size))
 
@@ -87,6 +93,7 @@ class Memtable:
                 del left[0]
             space.event_count -= 1
             space.stripped -= not size
+            space.bytes -= size
             self._bytes -= size
 
     def exists(self, key: Key) -> bool | None:

@@ -50,7 +50,7 @@ def test_it_is_the_end_of_the_log(steps: list[list[MemoryEvent] | int]) -> None:
 
 def test_its_bytes_are_bounded() -> None:
     """What is beyond them is known by its id alone, so its namespace gives no events; others do."""
-    table = Memtable(2000)
+    table = Memtable(4000)
     table.add(1, [MemoryAdded("ann", "x", "short", 1)])
     table.add(3, [MemoryAdded("bob", "x", "a" * 3000, 1), MemoryUpdated("bob", "y", "b" * 3000)])
     assert table.events("bob", 100) is None
@@ -62,6 +62,14 @@ def test_its_bytes_are_bounded() -> None:
     assert table.events("bob", 100) == []
     table.add(4, [MemoryAdded("bob", "z", "fits again", 1)])
     assert [stored.lsn for stored in table.events("bob", 100) or []] == [4]
+
+
+def test_a_load_into_one_namespace_leaves_room_for_the_others() -> None:
+    table = Memtable(40_000)
+    table.add(100, [MemoryAdded("bob", str(n), "a" * 1000, 1) for n in range(100)])
+    assert table.events("bob", 1000) is None
+    table.add(101, [MemoryAdded("ann", "x", "b" * 1000, 1)])
+    assert [stored.lsn for stored in table.events("ann", 100) or []] == [101]
 
 
 def test_too_many_events_of_a_namespace_are_not_given() -> None:
