@@ -30,6 +30,9 @@ class SyncMode(enum.Enum):
 class Layout(enum.Enum):
     """How namespaces map to tables."""
 
+    #: Namespaces share a table until one of them has ``graph_rows_min`` rows, 10,000 at most, or its table is asked
+    #: for: it then moves to a table of its own.
+    AUTO = "auto"
     #: One table per namespace, created with its first memory.
     PER_NAMESPACE = "per_namespace"
     #: One table with a namespace column: for many thousands of small namespaces.
@@ -100,7 +103,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     #: first and longest pause between tries after an infrastructure error
     retry_seconds_min: float = 0.1
     retry_seconds_max: float = 5.0
-    layout: Layout = Layout.PER_NAMESPACE
+    layout: Layout = Layout.AUTO
     #: rows from which a table's HNSW index is built; smaller tables are searched exactly
     graph_rows_min: int = 10_000
     #: delete the projection and build it anew from the log at open

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -77,10 +77,10 @@ def projector_clock() -> Iterator[ProjectorClock]:
         clock.started = time.perf_counter()
         start(projector)
 
-    def timed_create(tables: TableSet, namespace: str) -> str:
+    def timed_create(tables: TableSet, rows: Mapping[str, int]) -> None:
         started = time.perf_counter()
         try:
-            return create(tables, namespace)
+            create(tables, rows)
         finally:
             clock.making_seconds += time.perf_counter() - started
 

@@ -154,9 +154,10 @@ class ProjectionSnapshot:
         self.state_id: str = rows[0][0]
         self.checkpoint_lsn: int = rows[0][1]
         self.dead_lsns: set[int] = {row[0] for row in self._read("dead_letters", ("lsn",))}
-        self._tables: dict[str, str] = {
-            row[1]: row[0] for row in self._read("registry", ("namespace", "table_name")) if row[1] is not None
-        }
+        registry = [row for row in self._read("registry", ("namespace", "table_name")) if row[1] is not None]
+        self._tables: dict[str, str] = {name: namespace for namespace, name in registry}
+        #: namespace -> its table: the rows of one that is being moved stand in two
+        self._table_of: dict[str, str] = dict(registry)
 
     def _read(self, name: str, columns: tuple[str, ...]) -> list[Any]:
         table, names = _physical(f"{self.path}/{name}", *columns)
@@ -186,7 +187,9 @@ class ProjectionSnapshot:
                 with self._connection.cursor(name="pixelmemory_rows") as cursor:
                     cursor.itersize = FETCH_ROWS
                     for row in cursor.execute(_select(table, columns)):
-                        yield _table_row(row, row[7] if shared else namespace)
+                        found = row[7] if shared else namespace
+                        if self._table_of.get(found, name) == name:
+                            yield _table_row(row, found)
             except psycopg.Error as error:
                 raise ProjectionUnavailableError(
                     f"table {self.path}/{name} cannot be read: {error}", UnavailableCause.DATABASE_DOWN

@@ -109,7 +109,10 @@ class Host(Protocol):
         """Delete what is there, and make an empty projection with its checkpoint at 0. A kill leaves none, or half."""
 
     def load(self) -> None:
-        """Make ready for what follows; after :meth:`stored_state`, and :meth:`reset` where it does not fit."""
+        """Make ready for what follows; after :meth:`stored_state`, and :meth:`reset` where it does not fit.
+
+        Where the tables that are there fit in another layout than theirs, it is theirs from now on.
+        """
 
     def revive(self, check: Callable[[], None]) -> None:
         """Bring a database back that was killed, and the claim on it.
@@ -170,7 +173,7 @@ class Host(Protocol):
         """What of our own is missing in the tables of ``namespaces``, for a person; None if nothing is."""
 
     def create(self, namespace: str) -> None:
-        """Make the table of ``namespace``, if it is not there."""
+        """Make what :meth:`table` returns for ``namespace``, if it is not there; what it holds moves, live."""
 
     # -- reading; any thread
 
@@ -224,8 +227,11 @@ class Host(Protocol):
             ProjectionError: something of it could not be removed; the message says what.
         """
 
+    def has_table(self, namespace: str) -> bool:
+        """Whether :meth:`table` can be called: :meth:`create` need not be."""
+
     def table(self, namespace: str) -> Any:
-        """The host's own table of ``namespace``, which exists; ``Capability.TABLE``."""
+        """The host's table of ``namespace``, which exists; ``Capability.TABLE``."""
 
 
 def letters_of(change: Change, error: str, blocked_by: int | None = None) -> list[DeadLetter]:

@@ -9,9 +9,13 @@ from pixelmemory.memory.schema import Schema, fields_fingerprint
 from pixelmemory.options import Layout
 from pixelmemory.projection.contract import ProjectionState
 
-__all__ = ["find_mismatch"]
+__all__ = ["find_mismatch", "fits"]
 
-_LAYOUTS = {Layout.PER_NAMESPACE.value: "a table for each namespace", Layout.SHARED.value: "one table for all"}
+_LAYOUTS = {
+    Layout.AUTO.value: "a shared table, and one for each namespace that is large or asked for",
+    Layout.PER_NAMESPACE.value: "a table for each namespace",
+    Layout.SHARED.value: "one table for all",
+}
 #: fields that a message names
 FIELDS_MAX = 10
 
@@ -36,10 +40,15 @@ def find_mismatch(
         else:
             fields = list(_field_differences(stored, given)) or ["a Struct without a field is not the same as none"]
             differences.append(f"in the schema, {_shortened(fields)}")
-    if found.layout != state.layout:
+    if not fits(found.layout, state.layout):
         was, now = (_LAYOUTS.get(each.layout, each.layout) for each in (found, state))
         differences.append(f"the layout was {was} ({found.layout}) and is now {now} ({state.layout})")
     return ProjectionMismatchError("; ".join(differences), stored, given) if differences else None
+
+
+def fits(found: str, wanted: str) -> bool:
+    """Whether tables of the layout ``found`` can be used in the layout ``wanted``: the automatic one takes any."""
+    return wanted in (found, Layout.AUTO.value)
 
 
 def _stored_fields(found: ProjectionState, recorded: Mapping[str, str] | None) -> Mapping[str, str] | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from typing import Any
 
+import msgspec
+
 from pixelmemory.errors import (
     CheckpointAheadError,
     PixelmemoryError,
@@ -21,7 +23,7 @@ from pixelmemory.options import Options
 from pixelmemory.projection.batches import EmbedTexts, TruncatedTexts
 from pixelmemory.projection.changes import Change, fold
 from pixelmemory.projection.contract import Capability, Host, ProjectionState
-from pixelmemory.projection.mismatch import find_mismatch
+from pixelmemory.projection.mismatch import find_mismatch, fits
 from pixelmemory.projection.projector import Projector
 from pixelmemory.projection.query import Query
 from pixelmemory.projection.sql.failures import cause_of, first_line
@@ -123,7 +125,7 @@ class Projection:
             ProjectionError: the host has no such tables.
         """
         self._require(Capability.TABLE)
-        if not self.host.knows(namespace):
+        if not self.host.has_table(namespace):
             made = self.projector.request(lambda: self.host.create(namespace))
             if not wait([made], self._wait_timeout_seconds).done:
                 reason = self.projector.blocked or "the projector is busy"
@@ -183,7 +185,7 @@ def _reconcile(
     stored = host.stored_state()
     if stored is not None and not rebuild:
         found, checkpoint_lsn = stored
-        if found == state:
+        if fits(found.layout, state.layout) and msgspec.structs.replace(found, layout=state.layout) == state:
             if checkpoint_lsn > log.durable_lsn:
                 raise CheckpointAheadError(checkpoint_lsn, log.durable_lsn)
             if checkpoint_lsn == 0 or checkpoint_lsn >= rewritten_lsn:

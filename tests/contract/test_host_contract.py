@@ -28,17 +28,23 @@ class TestSql(HostContract):
         return PixeltableHost.open(name, tables_id, state, schema=None, embed_texts=None, options=options)
 
     def drop_table(self, host: Host, namespace: str) -> None:
+        host.create(namespace)
         pxt.drop_table(host.table(namespace), force=True)
 
     def insert(self, host: Host, namespace: str, memory_id: str, content: str) -> None:
         row: dict[str, Any] = {"memory_id": uuid.uuid4(), "id_text": memory_id, "content": content}
         if self.layout == "shared":
             row |= {"namespace": namespace, "namespace_key": namespace_key(namespace)}
+        host.create(namespace)
         host.table(namespace).insert([row])
 
 
 class TestSharedTable(TestSql):
     layout = "shared"
+
+
+class TestAutoLayout(TestSql):
+    layout = "auto"
 
 
 class TestPublicApi(TestSql):

@@ -69,7 +69,7 @@ def test_a_kill_at_each_point(
         nth = source.randint(1, 2) if point.startswith("table") else source.randint(1, 8)
         if point.startswith("projection.before_drop"):
             nth = 2  # the first finds nothing to drop
-        elif point.startswith(("projection", "projector.bisect", "projector.retry")):
+        elif point.startswith(("projection", "projector.bisect", "projector.retry", "move")):
             nth = 1
         life = Life(str(home), name, source.randrange(10**6), point=point, nth=nth, options=SMALL)
         answer = forked.live(life)

@@ -184,6 +184,9 @@ class _Script:
                 self.step(memory)
             if self.life.eventful:
                 self.refuse_one(memory)
+                self.add(memory, "b", 2)
+                memory.get_namespace_table("b")
+                self.add(memory, "b", 2)
         if self.life.eventful:
             with opened(rebuild=True) as memory:
                 for _ in range(5):

@@ -43,7 +43,7 @@ def projection(
     folder = f"plain_{next(_folders)}"
     parsed = parse_schema(schema)
     fingerprint = parsed.fingerprint if parsed is not None else None
-    state = ProjectionState(folder, "shared" if shared else "namespace", None, dimensions, fingerprint)
+    state = ProjectionState(folder, "shared" if shared else "per_namespace", None, dimensions, fingerprint)
     tables = TableSet(folder, state, parsed, direct_sql=direct_sql)
     tables.initialize()
     tables.load()
@@ -107,10 +107,13 @@ def vectors_of(changes: Sequence[Change], dimensions: int | None) -> dict[tuple[
 
 def insert_plain(tables: TableSet, changes: Sequence[Change], vectors: Any) -> bool:
     """Insert ``changes``, of one table, if it is plain."""
-    name = tables.create(changes[0].namespace)
+    namespace = changes[0].namespace
+    tables.create({namespace: len(changes)})
+    name = tables.name_of(namespace)
+    assert name is not None
     table = tables.table(name)
     with store_sql.transaction([table]) as connection:
-        return PlainTables(tables).insert(connection, table, changes, vectors)
+        return PlainTables(tables).insert(connection, table, changes, vectors, shared=tables.is_shared(name))
 
 
 def stored(tables: TableSet, namespace: str) -> tuple[list[tuple[Any, ...]], list[Any]]:

@@ -6,10 +6,11 @@ Where Pixeltable's internals are not as expected, or by option, the same through
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pixeltable as pxt
@@ -20,7 +21,7 @@ from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.schema import Schema
 from pixelmemory.memory.search import Search
-from pixelmemory.options import Options
+from pixelmemory.options import Layout, Options
 from pixelmemory.projection import embed
 from pixelmemory.projection.batches import EmbedTexts
 from pixelmemory.projection.changes import Change
@@ -30,14 +31,27 @@ from pixelmemory.projection.pixeltable import internals, startup
 from pixelmemory.projection.pixeltable.claim import Claim
 from pixelmemory.projection.pixeltable.public_api import PublicReads
 from pixelmemory.projection.pixeltable.purge import NEEDS_SQL, purge, scrub
-from pixelmemory.projection.pixeltable.tables import TableSet, find_folder, folder_name
+from pixelmemory.projection.pixeltable.tables import (
+    OWN_TABLE_ROWS_MIN,
+    SHARED_TABLE,
+    TableSet,
+    find_folder,
+    folder_name,
+)
 from pixelmemory.projection.pixeltable.writer import TableWriter
 from pixelmemory.projection.rows import Row
 from pixelmemory.projection.sql.failures import first_line
 from pixelmemory.projection.sql.hnsw import IndexKeeper
+from pixelmemory.projection.sql.physical import namespace_key
 from pixelmemory.projection.sql.reads import SqlReads
 
 __all__ = ["PixeltableHost", "TableReads"]
+
+_logger = logging.getLogger("pixelmemory.projection")
+T = TypeVar("T")
+
+#: rows from which a namespace has a table of its own, where ``graph_rows_min`` is not less
+SHARED_ROWS_MAX = 10_000
 
 
 class TableReads(Protocol):
@@ -95,6 +109,8 @@ class PixeltableHost:
         self._source = source
         self._options = options
         self.indexes = None
+        #: rows of the namespaces in the shared table, counted once and then kept up; the writer thread's
+        self._shared_rows: Counter[str] = Counter()
 
     @classmethod
     @internals.thread_released()
@@ -167,6 +183,8 @@ class PixeltableHost:
             self.indexes.start()
             self.reads = SqlReads(self.tables, options, self.indexes.has_index)
         self._writer = TableWriter(self.tables, self._source)
+        for namespace in self.tables.unfinished_moves():
+            self._writer.finish_move(namespace)
         embed.register(self.tables.state.store_id, self._source)
 
     def revive(self, check: Callable[[], None]) -> None:
@@ -219,7 +237,10 @@ class PixeltableHost:
         return self.tables.damage(self._names(namespaces))
 
     def create(self, namespace: str) -> None:
-        self.tables.create(namespace)
+        if not self.knows(namespace):
+            self.tables.create({namespace: OWN_TABLE_ROWS_MIN})
+        elif not self.has_table(namespace):
+            self._writer.move_out(namespace)
 
     def _names(self, namespaces: Collection[str]) -> set[str]:
         names = {self.tables.name_of(namespace) for namespace in namespaces}
@@ -233,43 +254,43 @@ class PixeltableHost:
     def namespaces(self) -> list[str]:
         return self.tables.namespaces()
 
+    def _read(self, namespace: str, read: Callable[[str], T], nothing: T) -> T:
+        """What ``read`` finds in the table of ``namespace``: once more if that was left meanwhile."""
+        while (table := self.tables.name_of(namespace)) is not None:
+            with _told():
+                found = read(table)
+            if self.tables.name_of(namespace) == table:
+                return found
+        return nothing
+
     def get(self, namespace: str, memory_id: str) -> Row | None:
-        table = self.tables.name_of(namespace)
-        if table is None:
-            return None
-        with _told():
-            return self.reads.get(table, namespace, memory_id)
+        return self._read(namespace, lambda table: self.reads.get(table, namespace, memory_id), None)
 
     def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
-        table = self.tables.name_of(namespace)
-        if table is None:
-            return set()
         keys: dict[uuid.UUID, str] = {memory_key(memory_id): memory_id for memory_id in memory_ids}
-        with _told():
-            return {keys[key] for key in self.reads.existing(table, namespace, list(keys))}
+        found = self._read(namespace, lambda table: self.reads.existing(table, namespace, list(keys)), set[uuid.UUID]())
+        return {keys[key] for key in found}
 
     def count(self, search: Search) -> int:
-        table = self.tables.name_of(search.namespace)
-        if table is None:
-            return 0
-        with _told():
-            return self.reads.count(table, search)
+        return self._read(search.namespace, lambda table: self.reads.count(table, search), 0)
 
     def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
         return self.reads.scores(vectors, query) if vectors else []
 
     def search(self, search: Search) -> list[Row]:
-        table = self.tables.name_of(search.namespace)
-        if table is None or search.limit == 0:
+        if search.limit == 0:
             return []
-        with _told():
-            return self.reads.search(table, search)
+        return self._read(search.namespace, lambda table: self.reads.search(table, search), list[Row]())
 
     def long_texts(self, namespace: str, window: Window) -> Generator[list[Row]]:
-        table = self.tables.name_of(namespace)
-        if table is not None:
+        while (table := self.tables.name_of(namespace)) is not None:
+            is_empty = True
             with _told():
-                yield from self.reads.long_texts(table, namespace, window)
+                for page in self.reads.long_texts(table, namespace, window):
+                    is_empty = False
+                    yield page
+            if not is_empty or self.tables.name_of(namespace) == table:
+                return
 
     # -- upkeep
 
@@ -286,12 +307,39 @@ class PixeltableHost:
             if name is not None:
                 inserted[name] += change.insert - change.delete
         self.indexes.after_batch(inserted, lag_events)
+        if self.tables.layout is Layout.AUTO:
+            self._move_large(changes)
+
+    def _move_large(self, changes: Collection[Change]) -> None:
+        """Give the namespaces that have outgrown the shared table tables of their own."""
+        inserted: Counter[str] = Counter()
+        for change in changes:
+            name = self.tables.name_of(change.namespace)
+            if name is not None and self.tables.is_shared(name):
+                inserted[change.namespace] += change.insert - change.delete
+        if not inserted:
+            return
+        uncounted = {namespace_key(each): each for each in inserted if each not in self._shared_rows}
+        self._shared_rows.update(inserted)
+        shared = self.tables.physical(SHARED_TABLE)
+        for key, rows in internals.count_by_key(shared, "namespace_key", list(uncounted)).items():
+            self._shared_rows[uncounted[key]] = rows
+        for namespace, rows in inserted.items():
+            rows_max = min(self._options.graph_rows_min, SHARED_ROWS_MAX)
+            if self._shared_rows[namespace] >= max(1, rows_max) or rows >= OWN_TABLE_ROWS_MIN:
+                _logger.info("namespace %r moves to a table of its own", namespace)
+                self._writer.move_out(namespace)
+                del self._shared_rows[namespace]
 
     # -- what a host may lack
 
     def purge(self, namespace: str, memory_ids: Collection[str] | None, up_to_lsn: int) -> None:
         purge(self.tables, namespace, memory_ids, up_to_lsn)
         scrub(self.tables, namespace)
+
+    def has_table(self, namespace: str) -> bool:
+        name = self.tables.name_of(namespace)
+        return name is not None and (self.tables.layout is Layout.SHARED or not self.tables.is_shared(name))
 
     def table(self, namespace: str) -> pxt.Table:
         name = self.tables.name_of(namespace)

@@ -29,9 +29,11 @@ from pixelmemory.projection.sql.physical import LIVE, PhysicalTable
 __all__ = [
     "advance_checkpoint",
     "check",
+    "count_by_key",
     "create_index",
     "derived_tables",
     "execute",
+    "keys_in",
     "media_files",
     "resolve",
     "thread_released",
@@ -141,6 +143,28 @@ def live_keys(
     single = len(key_columns) == 1
     rows = connection.execute(statement, {"keys": list(keys)})
     return {row[0] if single else tuple(row) for row in rows}
+
+
+def keys_in(table: PhysicalTable, column: str, keys: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    """Which of ``keys`` stand in ``column`` of a live row."""
+    name = table.columns[column]
+    # one look into an index for each key: to make its values distinct PostgreSQL reads every row
+    statement = sql.text(
+        f"SELECT key FROM unnest(:keys) AS given (key) "
+        f"WHERE EXISTS (SELECT 1 FROM {table.name} WHERE {LIVE} AND {name} = key)"
+    ).bindparams(sql.bindparam("keys", type_=sql.ARRAY(sql.UUID())))
+    with pxt_transaction(for_write=False) as connection:
+        return [row[0] for row in connection.execute(statement, {"keys": list(keys)})]
+
+
+def count_by_key(table: PhysicalTable, column: str, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """How many live rows there are with each of ``keys`` in ``column``."""
+    name = table.columns[column]
+    statement = sql.text(
+        f"SELECT {name}, count(*) FROM {table.name} WHERE {LIVE} AND {name} = ANY(:keys) GROUP BY {name}"
+    ).bindparams(sql.bindparam("keys", type_=sql.ARRAY(sql.UUID())))
+    with pxt_transaction(for_write=False) as connection:
+        return {row[0]: row[1] for row in connection.execute(statement, {"keys": list(keys)})}
 
 
 def create_index(table: PhysicalTable, suffix: str, method_and_columns: str, predicate: str = "TRUE") -> None:

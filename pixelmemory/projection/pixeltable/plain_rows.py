@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +35,7 @@ from pixelmemory.projection.rows import COLUMNS, Kind, values_of
 from pixelmemory.projection.sql.copy import VECTOR_ELEMENTS, RowEncoder, copy_rows
 from pixelmemory.projection.sql.physical import namespace_key
 
-__all__ = ["PlainTables"]
+__all__ = ["PlainTables", "insert_beneath"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -45,8 +45,13 @@ class PlainTables:
 
     def __init__(self, tables: TableSet) -> None:
         self._tables = tables
-        self._columns = {name: ColumnType.normalize_type(kind) for name, kind in tables.columns().items()}
-        self._encoder = RowEncoder(len(self._columns), shared=tables.shared, schema=tables.schema)
+        #: by whether the table is shared
+        self._columns: dict[bool, dict[str, ColumnType]] = {}
+        self._encoders: dict[bool, RowEncoder] = {}
+        for shared in (True, False):
+            columns = tables.columns(shared=shared)
+            self._columns[shared] = {name: ColumnType.normalize_type(kind) for name, kind in columns.items()}
+            self._encoders[shared] = RowEncoder(len(columns), shared=shared, schema=tables.schema)
         #: whether Pixeltable has read a row of ours as it was meant; None until the first one is written
         self._proven: bool | None = None
 
@@ -56,11 +61,14 @@ class PlainTables:
         table: pxt.Table,
         changes: Sequence[Change],
         vectors: Mapping[tuple[str, str], np.ndarray | None],
+        *,
+        shared: bool,
     ) -> bool:
         """Insert the rows of ``changes``; False, and nothing done, where ``table`` is not plain.
 
         Args:
             connection: of the transaction, which has Pixeltable's lock of ``table``.
+            shared: whether ``table`` holds several namespaces.
             changes: at least one, each with a row to insert.
             vectors: float32, ``(dimensions,)`` each, by (namespace, memory id). Where one is missing Pixeltable has to
                 embed, and inserts them all.
@@ -75,12 +83,12 @@ class PlainTables:
             return False
         try:
             version = table._tbl_version.get()
-            names = self._physical_names(version)
+            names = self._physical_names(version, shared=shared)
             if names is None:
                 return False
-            self._insert(connection, version, names, changes, vectors)
+            self._insert(connection, version, names, changes, vectors, self._encoders[shared])
             if self._proven is None:
-                self._prove(table, changes[0])
+                self._prove(table, changes[0], shared=shared)
         except Exception as error:
             if self._proven or isinstance(error, psycopg.Error) or is_infrastructure_error(error):
                 raise
@@ -98,39 +106,36 @@ class PlainTables:
         names: Sequence[str],
         changes: Sequence[Change],
         vectors: Mapping[tuple[str, str], np.ndarray | None],
+        encoder: RowEncoder,
     ) -> None:
         store = version.store_tbl
         driver: Any = connection.connection.driver_connection
 
-        def insert_rows(*_args: Any, **_kwargs: Any) -> Any:
+        def copy() -> int:
             element = None if self._tables.state.dimensions is None else _element(store.sa_tbl.c[names[-1]])
-            rows = self._encoder.encode(version.next_row_id, version.version, changes, vectors, element)
+            rows = encoder.encode(version.next_row_id, version.version, changes, vectors, element)
             copy_rows(driver, f"{store.sa_tbl.name} (rowid, v_min, {', '.join(names)})", rows, len(changes))
-            version.next_row_id += len(changes)
-            return set(), RowCountStats(ins_rows=len(changes)), None
+            return len(changes)
 
-        store.insert_rows = insert_rows
-        try:
-            version._insert(SimpleNamespace(ctx=SimpleNamespace(title="")), time.time())
-        finally:
-            del store.insert_rows
+        insert_beneath(version, copy)
 
-    def _physical_names(self, version: Any) -> list[str] | None:
+    def _physical_names(self, version: Any, *, shared: bool) -> list[str] | None:
         """The physical names of the columns that are written, the vector last; None where the table is not plain."""
         if not version.is_data_versioned or version.is_view or version.is_snapshot or version.mutable_views:
             return None
+        expected = self._columns[shared]
         names: dict[str, str] = {}
         unnamed: set[int] = set()
         for column in version.cols_by_id.values():
             if column.name is None:
                 unnamed.add(column.id)
-            elif column.is_computed or not column.is_stored or column.col_type != self._columns.get(column.name):
+            elif column.is_computed or not column.is_stored or column.col_type != expected.get(column.name):
                 return None
             else:
                 names[column.name] = column.sa_col.name
-        if len(names) != len(self._columns) or len(version.idxs) != len(version.idxs_by_name):
+        if len(names) != len(expected) or len(version.idxs) != len(version.idxs_by_name):
             return None
-        ordered = [names[name] for name in self._columns]
+        ordered = [names[name] for name in expected]
         dimensions, store_id = self._tables.state.dimensions, self._tables.state.store_id
         if dimensions is None:
             return None if version.idxs or unnamed else ordered
@@ -146,11 +151,11 @@ class PlainTables:
             return None
         return [*ordered, index.val_col.sa_col.name]
 
-    def _prove(self, table: pxt.Table, change: Change) -> None:
+    def _prove(self, table: pxt.Table, change: Change, *, shared: bool) -> None:
         """Raise unless Pixeltable reads the row of ``change``, which was written in this transaction."""
         key = memory_key(change.memory_id)
         predicate = table.memory_id == key
-        if self._tables.shared:
+        if shared:
             predicate = (table.namespace_key == namespace_key(change.namespace)) & predicate
         # of a number in JSON the database may make another of the same value: its text is compared
         columns = [column for column in COLUMNS if column.kind is not Kind.JSON]
@@ -158,6 +163,26 @@ class PlainTables:
         if [[row[column.name] for column in columns] for row in found] != [values_of(change, columns)]:
             raise LookupError(f"of a row at LSN {change.lsn} it reads {len(found)} that differ")
         self._proven = True
+
+
+def insert_beneath(version: Any, write: Callable[[], int]) -> None:
+    """Let Pixeltable insert into the table ``version``, with ``write`` in place of the step that makes the rows.
+
+    Args:
+        write: writes rows from ``version.next_row_id`` on, and returns how many.
+    """
+    store = version.store_tbl
+
+    def insert_rows(*_args: Any, **_kwargs: Any) -> Any:
+        count = write()
+        version.next_row_id += count
+        return set(), RowCountStats(ins_rows=count), None
+
+    store.insert_rows = insert_rows
+    try:
+        version._insert(SimpleNamespace(ctx=SimpleNamespace(title="")), time.time())
+    finally:
+        del store.insert_rows
 
 
 def _element(column: sql.Column[Any]) -> str:

@@ -42,7 +42,7 @@ class PublicReads:
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         handle = self._tables.table(table)
-        query = self._scope(handle, namespace, handle.memory_id == memory_key(memory_id))
+        query = self._scope(table, namespace, handle.memory_id == memory_key(memory_id))
         rows = list(self._rows(handle, query))
         return rows[0] if rows else None
 
@@ -50,14 +50,14 @@ class PublicReads:
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         handle = self._tables.table(table)
-        query = self._scope(handle, namespace, handle.memory_id.isin(list(keys)))
+        query = self._scope(table, namespace, handle.memory_id.isin(list(keys)))
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
 
     @internals.thread_released()
     def count(self, table: str, search: Search) -> int:
         """How many rows of ``table`` satisfy the conditions of ``search``."""
         handle = self._tables.table(table)
-        query = self._conditions(handle, search)
+        query = self._conditions(table, search)
         if search.filter is None:
             return int(query.count())
         rows = (decode_metadata(row.metadata_json or "{}") for row in self._rows(handle, query))
@@ -72,7 +72,7 @@ class PublicReads:
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)
-        query = self._conditions(handle, search)
+        query = self._conditions(table, search)
         rows = _RANKINGS[search.ranking](list(self._rows(handle, query, search.vector)))
         found = [row for row in rows if self._wanted(search, row)]
         return found[search.offset : search.offset + search.limit]
@@ -90,8 +90,9 @@ class PublicReads:
             return False
         return matches(search.filter, decode_metadata(row.metadata_json or "{}"))
 
-    def _conditions(self, handle: pxt.Table, search: Search) -> Any:
+    def _conditions(self, table: str, search: Search) -> Any:
         """The conditions of ``search`` that the public API can send to the database: all but the filter."""
+        handle = self._tables.table(table)
         conditions: list[Any] = []
         if search.start is not None:
             conditions.append(handle.timestamp >= search.start)
@@ -101,11 +102,12 @@ class PublicReads:
             conditions.append(handle.memory_id.isin([memory_key(each) for each in search.among]))
         if search.without:
             conditions.append(~handle.memory_id.isin([memory_key(each) for each in search.without]))
-        return self._scope(handle, search.namespace, *conditions)
+        return self._scope(table, search.namespace, *conditions)
 
-    def _scope(self, handle: pxt.Table, namespace: str, *conditions: Any) -> Any:
+    def _scope(self, table: str, namespace: str, *conditions: Any) -> Any:
+        handle = self._tables.table(table)
         predicates = list(conditions)
-        if self._tables.shared:
+        if self._tables.is_shared(table):
             predicates.append(handle.namespace_key == namespace_key(namespace))
         # Pixeltable takes one where() a query
         return handle.where(functools.reduce(operator.and_, predicates)) if predicates else handle

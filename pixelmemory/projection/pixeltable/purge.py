@@ -30,7 +30,7 @@ from pixelmemory.projection.sql.failures import cause_of
 from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
 from pixelmemory.projection.sql.session import connect
 
-__all__ = ["NEEDS_SQL", "purge", "scrub"]
+__all__ = ["NEEDS_SQL", "purge", "remove_rows", "scrub"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -64,39 +64,64 @@ def purge(tables: TableSet, namespace: str, memory_ids: Collection[str] | None, 
         ProjectionError: the tables are in use for too long.
         ProjectionUnavailableError: the database fails.
     """
-    name = tables.name_of(namespace)
-    table = None if name is None else tables.physical(name)
+    held = _tables_of(tables, namespace)
     dead = tables.physical("dead_letters")
     parameters: dict[str, Any] = {"lsn": up_to_lsn, "namespace": namespace, "namespace_key": namespace_key(namespace)}
     if memory_ids is not None:
         parameters |= {"ids": list(memory_ids), "keys": [memory_key(memory_id) for memory_id in memory_ids]}
     fault_point("purge.begun")
     with _session(tables) as connection:
-        _retrying(lambda: _purge(connection, tables.shared, table, dead, parameters), "the rows")
+        _retrying(lambda: _purge(connection, held, dead, parameters), "the rows")
     fault_point("purge.committed")
+
+
+def remove_rows(tables: TableSet, name: str, namespace: str) -> None:
+    """Remove every version of every row of ``namespace`` from the table ``name``, which is shared, and from its views.
+
+    Raises:
+        ProjectionError: the table is in use for too long.
+        ProjectionUnavailableError: the database fails.
+    """
+    table = tables.physical(name)
+
+    def remove() -> None:
+        with connection.transaction():
+            where = f"{table.columns['namespace_key']} = %(namespace_key)s"
+            _remove(connection, table, where, {"namespace_key": namespace_key(namespace)})
+
+    with _session(tables) as connection:
+        _retrying(remove, "the rows")
+
+
+def _tables_of(tables: TableSet, namespace: str) -> list[tuple[PhysicalTable, bool]]:
+    """The tables that hold rows of ``namespace``, or have held some, each with whether it is shared."""
+    return [(tables.physical(name), tables.is_shared(name)) for name in tables.names_for(namespace)]
+
+
+def _remove(connection: psycopg.Connection[Any], table: PhysicalTable, where: str, parameters: dict[str, Any]) -> None:
+    # no row may come in between what is removed from the views and from their table
+    _execute(connection, f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
+    for view in internals.derived_tables(connection, table):
+        rowids = f"SELECT rowid FROM {table.name} WHERE {where}"
+        _execute(connection, f"DELETE FROM {view} WHERE rowid IN ({rowids})", parameters)
+    _execute(connection, f"DELETE FROM {table.name} WHERE {where}", parameters)
 
 
 def _purge(
     connection: psycopg.Connection[Any],
-    shared: bool,
-    table: PhysicalTable | None,
+    held: list[tuple[PhysicalTable, bool]],
     dead: PhysicalTable,
     parameters: dict[str, Any],
 ) -> None:
     with connection.transaction():
-        if table is not None:
+        for table, shared in held:
             column = table.columns
             where = f"({column['lsn']} <= %(lsn)s OR {column['lsn']} IS NULL)"
             if shared:
                 where += f" AND {column['namespace_key']} = %(namespace_key)s"
             if "keys" in parameters:
                 where += f" AND {column['memory_id']} = ANY(%(keys)s)"
-            # no row may come in between what is removed from the views and from their table
-            _execute(connection, f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
-            for view in internals.derived_tables(connection, table):
-                rowids = f"SELECT rowid FROM {table.name} WHERE {where}"
-                _execute(connection, f"DELETE FROM {view} WHERE rowid IN ({rowids})", parameters)
-            _execute(connection, f"DELETE FROM {table.name} WHERE {where}", parameters)
+            _remove(connection, table, where, parameters)
         column = dead.columns
         where = f"{column['lsn']} <= %(lsn)s AND {column['namespace']} = %(namespace)s"
         if "ids" in parameters:
@@ -116,19 +141,20 @@ def scrub(tables: TableSet, namespace: str) -> None:
         ProjectionError: something was not scrubbed; the message says what. It may be called again.
         ProjectionUnavailableError: the database fails.
     """
-    name = tables.name_of(namespace)
-    table = None if name is None else tables.physical(name)
+    held = [table for table, _ in _tables_of(tables, namespace)]
     unscrubbed: list[str] = []
     with _session(tables) as connection:
         touched = [tables.physical("dead_letters").name]
-        if table is not None:
+        for table in held:
             touched += [table.name, *internals.derived_tables(connection, table)]
         _wait_for_transactions(connection)  # one that samples a table may still be writing its statistics
         with _step(unscrubbed, "the planner's statistics"):
             _delete_statistics(connection, touched)
         fault_point("purge.statistics_deleted")
         _wait_for_transactions(connection)  # a rewrite keeps what one of them could still see
-        with _without_hnsw(connection, table):
+        with contextlib.ExitStack() as without_hnsw:
+            for table in held:
+                without_hnsw.enter_context(_without_hnsw(connection, table))
             for each in touched:
                 with _step(unscrubbed, f"table {each}"):
                     _rewrite(connection, each)
@@ -157,9 +183,9 @@ def _scrub_shared(connection: psycopg.Connection[Any], unscrubbed: list[str]) ->
 
 
 @contextlib.contextmanager
-def _without_hnsw(connection: psycopg.Connection[Any], table: PhysicalTable | None) -> Iterator[None]:
+def _without_hnsw(connection: psycopg.Connection[Any], table: PhysicalTable) -> Iterator[None]:
     """Drop the HNSW index of ``table`` in the block: rebuilding it within a rewrite would keep readers out for long."""
-    if table is None or table.hnsw is None:
+    if table.hnsw is None:
         yield
         return
     row = connection.execute(

@@ -1,4 +1,4 @@
-"""Which tables there are: one per namespace or one shared, the registry of them, the state row, the dead letters.
+"""Which tables there are: shared ones and those of one namespace, the registry, the state row, the dead letters.
 
 Everything lives in Pixeltable under ``pixelmemory/<name>_<store id>``, since the same name in another home is another
 store:
@@ -6,17 +6,19 @@ store:
 ``state``         one row: the store's id, the checkpoint, what the projection was made with
 ``registry``      one row a namespace: its key, its name, its table
 ``dead_letters``  one row an event that could not be applied
-``ns_<slug>_<hash>``  the memories of a namespace, or ``memories`` in the shared layout
+``memories``      the memories of the namespaces that share a table
+``ns_<slug>_<hash>``  the memories of a namespace that has its own
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
 import threading
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -35,13 +37,24 @@ from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32
 from pixelmemory.projection.sql.filters import typed_index
 from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
 
-__all__ = ["INDEX_NAME", "TableSet", "find_folder", "folder_name", "table_name"]
+__all__ = [
+    "INDEX_NAME",
+    "OWN_TABLE_ROWS_MIN",
+    "SHARED_TABLE",
+    "TableSet",
+    "find_folder",
+    "folder_name",
+    "registry_row",
+    "table_name",
+]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
 ROOT = "pixelmemory"
 INDEX_NAME = "content_embedding"
 SHARED_TABLE = "memories"
+#: rows at once that give a new namespace its own table from the beginning: to make it takes 100 ms or more
+OWN_TABLE_ROWS_MIN = 1000
 
 _COLUMN_TYPES: dict[Kind, Any] = {
     Kind.TEXT: pxt.String,
@@ -108,6 +121,11 @@ def legacy_folder_name(store_name: str) -> str:
     return f"store_{_slug(store_name, 24)}_{digest}"
 
 
+def registry_row(namespace: str, name: str) -> dict[str, Any]:
+    """The row of the registry that says in which table ``namespace`` is."""
+    return {"namespace_key": namespace_key(namespace), "namespace": namespace, "table_name": name}
+
+
 def table_name(namespace: str) -> str:
     """``ns_<slug>_<hash>``: readable, safe, and different for namespaces that differ in any code point."""
     digest = hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest()
@@ -127,9 +145,11 @@ class TableSet:
         self.schema = schema
         #: False once :func:`internals.check` failed, or by option
         self.direct_sql = direct_sql
-        self.shared = state.layout == Layout.SHARED.value
+        self.layout = Layout(state.layout)
         self._lock = threading.Lock()
         self._registry: dict[str, str] = {}
+        #: whether the registry in the database may be ahead of ours; the writer thread's
+        self._is_stale = False
         self._physical: dict[str, PhysicalTable] = {}
         self._opened = threading.local()
 
@@ -209,11 +229,19 @@ class TableSet:
 
     def load(self) -> None:
         """Read the registry, and check the internals that the fast paths use."""
-        rows = self.table("registry").select().collect()
-        self._registry = {row["namespace"]: row["table_name"] for row in rows}
+        self._read_registry()
+        state = self.table("state")
+        if [row["layout"] for row in state.select(state.layout).collect()] != [self.layout.value]:
+            state.batch_update([{"key": 1, "layout": self.layout.value}])
         if self.direct_sql and (difference := internals.check(self.table("state"))):
             _logger.warning("Pixeltable's internals differ (%s): using its public API, which is slower", difference)
             self.direct_sql = False
+
+    def _read_registry(self) -> None:
+        rows = self.table("registry").select().collect()
+        with self._lock:
+            self._registry = {row["namespace"]: row["table_name"] for row in rows}
+        self._is_stale = False
 
     def namespaces(self) -> list[str]:
         """Every namespace that ever held a memory here, in code-point order."""
@@ -271,15 +299,56 @@ class TableSet:
             self._physical.pop(name, None)  # what was put back is another one
             if name not in names:
                 continue
-            missing = set(self.columns()) - set(table.get_metadata()["columns"])
+            missing = set(self.columns(shared=self.is_shared(name))) - set(table.get_metadata()["columns"])
             if missing:
                 return f"table {self.path}/{name} has lost its columns {', '.join(sorted(missing))}"
         return None
 
-    def columns(self) -> dict[str, Any]:
+    # -- how memories are laid out
+
+    def is_shared(self, name: str) -> bool:
+        """Whether the table ``name`` holds several namespaces."""
+        return name == SHARED_TABLE
+
+    def has_graph(self, name: str) -> bool:
+        """Whether the table ``name`` gets an HNSW index: in one that namespaces leave when they are large, it would
+        only be in the way."""
+        return self.dimensions is not None and (not self.is_shared(name) or self.layout is Layout.SHARED)
+
+    def names_for(self, namespace: str) -> list[str]:
+        """The tables that hold rows of ``namespace``, or have held some: it may have moved."""
+        with self._lock:
+            name = self._registry.get(namespace)
+            if name is None:
+                return []
+        if self.layout is Layout.AUTO and name != SHARED_TABLE and self._exists(SHARED_TABLE):
+            return [name, SHARED_TABLE]
+        return [name]
+
+    def _exists(self, name: str) -> bool:
+        with contextlib.suppress(excs.NotFoundError):
+            self.table(name)
+            return True
+        return False
+
+    def unfinished_moves(self) -> list[str]:
+        """The namespaces with a table of their own whose rows are in the shared one as well: a kill left them there.
+
+        Where there is no SQL, none is looked for: nothing reads those rows.
+        """
+        if not self.direct_sql or self.layout is not Layout.AUTO or not self._exists(SHARED_TABLE):
+            return []
+        with self._lock:
+            own = {namespace_key(each): each for each, name in self._registry.items() if name != SHARED_TABLE}
+        if not own:
+            return []
+        shared = self.physical(SHARED_TABLE)
+        return [own[key] for key in internals.keys_in(shared, "namespace_key", list(own))]
+
+    def columns(self, *, shared: bool) -> dict[str, Any]:
         """The columns of a table of memories, with their types."""
         columns: dict[str, Any] = {"memory_id": pxt.UUID}
-        if self.shared:
+        if shared:
             columns = {"namespace_key": pxt.UUID, **columns, "namespace": pxt.String | None}
         columns["id_text"] = pxt.String | None
         for column in COLUMNS:
@@ -289,31 +358,58 @@ class TableSet:
         # Pixeltable folds the names of columns to lower case
         return columns | {name.lower(): _TYPED_COLUMN_TYPES[kind] | None for name, kind in typed.items()}
 
-    def create(self, namespace: str) -> str:
-        """The table of ``namespace``, made and registered if it is not there yet.
+    def create(self, rows: Mapping[str, int]) -> None:
+        """Make and register what the namespaces ``rows`` lack.
 
         A table without its registry row is what a kill in here left behind: it holds nothing and is made anew.
+
+        Args:
+            rows: how many rows each namespace is about to get: one that gets many has its own table at once.
         """
-        existing = self.name_of(namespace)
-        if existing is not None:
-            return existing
-        name = SHARED_TABLE if self.shared else table_name(namespace)
-        if not (self.shared and self._registry):
-            self._create_table(name)
+        if self._is_stale:
+            self._read_registry()
+        with self._lock:
+            new = [namespace for namespace in rows if namespace not in self._registry]
+            known = set(self._registry.values())
+        names = {namespace: self._first_table(namespace, rows[namespace]) for namespace in new}
+        for name in dict.fromkeys(names.values()):
+            if name not in known:
+                self.make(name)
+        if not names:
+            return
         fault_point("table.after_indexes")
-        row = {"namespace_key": namespace_key(namespace), "namespace": namespace, "table_name": name}
-        self.table("registry").insert([row])
+        self.table("registry").insert([registry_row(namespace, name) for namespace, name in names.items()])
         fault_point("table.after_registration")
         with self._lock:
-            self._registry[namespace] = name
-        return name
+            self._registry |= names
 
-    def _create_table(self, name: str) -> None:
+    def _first_table(self, namespace: str, rows: int) -> str:
+        if self.layout is Layout.SHARED:
+            return SHARED_TABLE
+        # through the public API alone a move costs as much as the table
+        is_shared = self.layout is Layout.AUTO and self.direct_sql and rows < OWN_TABLE_ROWS_MIN
+        return SHARED_TABLE if is_shared else table_name(namespace)
+
+    @contextlib.contextmanager
+    def moving(self, namespace: str, name: str) -> Iterator[None]:
+        """The rows of ``namespace`` are in the table ``name`` after the block, which commits that.
+
+        Where the block fails it is not known whether it has: the registry is read again before the next write.
+        """
+        self._is_stale = True
+        yield
+        with self._lock:
+            self._registry[namespace] = name
+        self._is_stale = False
+
+    def make(self, name: str) -> None:
+        """Make the table ``name`` anew, with its indexes and without a row."""
         path = f"{self.path}/{name}"
+        shared = self.is_shared(name)
         fault_point("table.before_create")
         pxt.drop_table(path, force=True, if_not_exists="ignore")
-        key = ["namespace_key", "memory_id"] if self.shared else ["memory_id"]
-        table = pxt.create_table(path, self.columns(), primary_key=key)
+        key = ["namespace_key", "memory_id"] if shared else ["memory_id"]
+        table = pxt.create_table(path, self.columns(shared=shared), primary_key=key)
         fault_point("table.after_create")
         dimensions = self.state.dimensions
         if dimensions is not None:
@@ -328,13 +424,14 @@ class TableSet:
         self._handles[name] = table
         self._physical.pop(name, None)
         if self.direct_sql:
-            self._create_indexes(self.physical(name), self.schema.columns if self.schema is not None else {})
+            typed = self.schema.columns if self.schema is not None else {}
+            self._create_indexes(self.physical(name), typed, shared=shared)
             if dimensions is not None:  # the index is built once the table has outgrown exact searches
                 internals.execute(self.physical(name).drop_hnsw)
 
-    def _create_indexes(self, table: PhysicalTable, typed: Mapping[str, ColumnKind]) -> None:
+    def _create_indexes(self, table: PhysicalTable, typed: Mapping[str, ColumnKind], *, shared: bool) -> None:
         column = table.columns
-        prefix = f"{column['namespace_key']}, " if self.shared else ""
+        prefix = f"{column['namespace_key']}, " if shared else ""
         # every search walks what inserts have left to be sorted in: by default up to 4 MB of it
         gin = f"gin ({column['metadata']} jsonb_path_ops) WITH (gin_pending_list_limit = 128)"
         internals.create_index(table, "metadata", gin)

@@ -111,10 +111,13 @@ class IndexKeeper:
         for name in inserted:
             if self._rows[name] >= 2 * self._analyzed[name] + ANALYZE_ROWS_MIN:
                 self._order(name)
-        if lag_events < self._backlog_events and self._tables.dimensions is not None:
-            for name in self._counted:
-                if self._rows[name] >= self._rows_min and not self.has_index(name):
-                    self._order(name)
+        if lag_events < self._backlog_events:
+            for name in filter(self._is_due, self._counted):
+                self._order(name)
+
+    def _is_due(self, name: str) -> bool:
+        """Whether the table ``name`` has to get its index."""
+        return self._tables.has_graph(name) and self._rows[name] >= self._rows_min and not self.has_index(name)
 
     def _connect(self) -> psycopg.Connection[Any]:
         return connect(self._tables.connection_string(), "pixelmemory upkeep")
@@ -144,7 +147,7 @@ class IndexKeeper:
 
     def _tend(self, name: str) -> None:
         table, rows = self._tables.physical(name), self._rows[name]
-        if rows >= self._rows_min and not self.has_index(name) and not self._backlog:
+        if self._is_due(name) and not self._backlog:
             self._build(name, table)
         with self._connect() as connection:
             connection.execute(f"ANALYZE {table.name}".encode())

@@ -40,10 +40,6 @@ class PhysicalTable(msgspec.Struct, frozen=True):
 class PhysicalTables(Protocol):
     """The tables of one projection, as reads by SQL and the upkeep need them. Thread-safe."""
 
-    #: one table holds every namespace; else each has its own
-    @property
-    def shared(self) -> bool: ...
-
     #: which metadata has typed columns
     @property
     def schema(self) -> Schema | None: ...
@@ -51,6 +47,12 @@ class PhysicalTables(Protocol):
     #: of a vector, or None without semantic search
     @property
     def dimensions(self) -> int | None: ...
+
+    def is_shared(self, name: str) -> bool:
+        """Whether the table ``name`` holds several namespaces."""
+
+    def has_graph(self, name: str) -> bool:
+        """Whether the table ``name`` gets an HNSW index once it is large."""
 
     def physical(self, name: str) -> PhysicalTable:
         """The physical side of the table ``name``."""

@@ -53,7 +53,7 @@ class SqlReads:
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         physical = self._tables.physical(table)
-        where, parameters = self._scope(physical, namespace)
+        where, parameters = self._scope(table, physical, namespace)
         parameters["key"] = memory_key(memory_id)
         statement = (
             f"SELECT {result_columns(physical)} FROM {physical.name} "
@@ -65,7 +65,7 @@ class SqlReads:
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         physical = self._tables.physical(table)
-        where, parameters = self._scope(physical, namespace)
+        where, parameters = self._scope(table, physical, namespace)
         parameters["keys"] = list(keys)
         column = physical.columns["memory_id"]
         statement = f"SELECT {column} FROM {physical.name} WHERE {where} AND {column} = ANY(%(keys)s)"
@@ -74,7 +74,7 @@ class SqlReads:
     def count(self, table: str, search: Search) -> int:
         """How many rows of ``table`` satisfy the conditions of ``search``."""
         physical = self._tables.physical(table)
-        where, parameters = self._conditions(physical, search)
+        where, parameters = self._conditions(table, physical, search)
         rows = self._run(f"SELECT count(*) FROM {physical.name} WHERE {where}", parameters)
         return int(rows[0][0])
 
@@ -97,7 +97,7 @@ class SqlReads:
             ProjectionUnavailableError: the database is down, or the table is gone.
         """
         physical = self._tables.physical(table)
-        where, parameters = self._scope(physical, namespace)
+        where, parameters = self._scope(table, physical, namespace)
         content = physical.columns["content"]
         where += (
             f" AND (octet_length({content}) > %(ascii)s OR "
@@ -123,21 +123,22 @@ class SqlReads:
     def search(self, table: str, search: Search) -> list[Row]:
         """The rows of ``table`` that satisfy ``search``, best first."""
         physical = self._tables.physical(table)
-        where, parameters = self._conditions(physical, search)
+        where, parameters = self._conditions(table, physical, search)
         parameters |= {"limit": min(search.limit, NO_LIMIT), "offset": min(search.offset, NO_LIMIT)}
-        shared, has_index = self._tables.shared, partial(self._has_index, table)
+        shared, has_index = self._tables.is_shared(table), partial(self._has_index, table)
         asked = Asked(search, table, physical, where, parameters, shared, has_index, self._run)
         return RANKINGS[search.ranking](asked)
 
-    def _scope(self, table: PhysicalTable, namespace: str) -> tuple[str, dict[str, Any]]:
-        if not self._tables.shared:
+    def _scope(self, table: str, physical: PhysicalTable, namespace: str) -> tuple[str, dict[str, Any]]:
+        if not self._tables.is_shared(table):
             return LIVE, {}
-        return f"{LIVE} AND {table.columns['namespace_key']} = %(namespace)s", {"namespace": namespace_key(namespace)}
+        column = physical.columns["namespace_key"]
+        return f"{LIVE} AND {column} = %(namespace)s", {"namespace": namespace_key(namespace)}
 
-    def _conditions(self, table: PhysicalTable, search: Search) -> tuple[str, dict[str, Any]]:
-        where, parameters = self._scope(table, search.namespace)
+    def _conditions(self, table: str, physical: PhysicalTable, search: Search) -> tuple[str, dict[str, Any]]:
+        where, parameters = self._scope(table, physical, search.namespace)
         conditions = [where]
-        column = table.columns
+        column = physical.columns
         if search.filter is not None:
             schema = self._tables.schema
             typed: dict[str, tuple[str, ColumnKind]] = {}
