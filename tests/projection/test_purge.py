@@ -35,7 +35,7 @@ from tests.harness.engine_tools import (
 )
 
 NAMESPACE = "default_namespace"
-LAYOUTS = pytest.mark.parametrize("layout", [Layout.PER_NAMESPACE, Layout.SHARED], ids=["a table each", "shared"])
+LAYOUTS = pytest.mark.parametrize("layout", list(Layout), ids=lambda layout: layout.value)
 
 # ------------------------------------------------------------------------------------------- what is looked for, where
 
@@ -302,7 +302,7 @@ def _purge_in_child(store_name: str, ids: list[str] | None, up_to_lsn: int, poin
 
     start_pixeltable(keep_http_server=False)
     folder = tables_path(store_name).rpartition("/")[2]
-    tables = TableSet(folder, ProjectionState("", "", None, None, None), None, direct_sql=True)
+    tables = TableSet(folder, ProjectionState("", "auto", None, None, None), None, direct_sql=True)
     stored_state = tables.stored_state()
     assert stored_state is not None
     tables = TableSet(folder, stored_state[0], None, direct_sql=True)
@@ -410,6 +410,22 @@ def test_a_whole_namespace(tmp_path: Path, store_name: str, layout: Layout) -> N
         assert found_on_disk(canaries) == {}
         assert memory.count(NAMESPACE) == 0
         assert memory.count("other") == 1
+        assert memory.get_memory("kept", "other") is not None
+
+
+def test_what_has_moved_is_purged_where_it_was(tmp_path: Path, store_name: str) -> None:
+    canaries = Canaries()
+    with open_memory(tmp_path, store_name) as memory:
+        memory.add_entry("elsewhere", "other", memory_id="kept", embedding=vector(3))
+        ids = add_canaries(memory, canaries)
+        memory.flush()
+        memory.get_namespace_table(NAMESPACE)
+        for memory_id in ids:
+            assert memory.delete_memory(memory_id)
+        memory.flush()
+        assert found_on_disk(canaries)
+        purge_and_scrub(tables_of(memory), ids, memory.last_lsn)
+        assert found_on_disk(canaries) == {}
         assert memory.get_memory("kept", "other") is not None
 
 
