@@ -8,6 +8,7 @@ from __future__ import annotations
 from pixelmemory.aio import AsyncMemory
 from pixelmemory.errors import *  # noqa: F403 - the whole tree is public
 from pixelmemory.errors import __all__ as _errors
+from pixelmemory.memory.namespaces import Under
 from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
 from pixelmemory.options import Layout, Options, SyncMode
 from pixelmemory.sync import Memory
@@ -24,5 +25,6 @@ __all__ = [
     "Options",
     "Stats",
     "SyncMode",
+    "Under",
     *_errors,
 ]

@@ -41,6 +41,7 @@ from pixelmemory.memory.arguments import (
 )
 from pixelmemory.memory.events import MemoryAdded, MemoryDeleted, MemoryEvent
 from pixelmemory.memory.identity import new_memory_id
+from pixelmemory.memory.namespaces import EVERYWHERE, Under
 from pixelmemory.memory.paging import text_after
 from pixelmemory.memory.search import Position, Ranking, Search
 from pixelmemory.memory.values import check_limit, check_memory_id, check_namespace
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pixeltable as pxt
 
-__all__ = ["AsyncMemory", "Consistency"]
+__all__ = ["AsyncMemory", "Consistency", "Namespaces"]
 
 DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
@@ -72,6 +73,9 @@ CHECKED_AT_ONCE = 200
 
 #: what an add does where the id exists
 IfExists = Literal["error", "ignore", "replace"]
+
+#: one namespace, several, or those under a prefix
+Namespaces = str | Sequence[str] | Under
 
 #: what a read waits for: this handle's own acknowledged writes, nothing, all that is durable now, or an LSN
 Consistency = Literal["session", "eventual", "strong"] | int
@@ -373,14 +377,14 @@ class AsyncMemory:
         checked_namespace = check_namespace(namespace, engine.options)
         checked_id = check_memory_id(memory_id, engine.options)
         lsn, seconds = check_consistency(consistency), check_timeout(timeout)
-        events = await engine.unseen(checked_namespace, lsn, seconds, memory_id=checked_id)
+        events = await engine.unseen_of(checked_namespace, checked_id, lsn, seconds)
         return await engine.read(
             lambda: store.query.get(checked_namespace, checked_id, store.projection.changes(events))
         )
 
     async def search(
         self,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: Namespaces = DEFAULT_NAMESPACE,
         query: str | None = None,
         limit: int = 5,
         metadata_filter: Mapping[str, Any] | None = None,
@@ -396,8 +400,10 @@ class AsyncMemory:
         """Memories by meaning, by metadata and by time; all conditions hold before ``limit`` is applied.
 
         Args:
-            namespace: where to search. A question that stands here by mistake is warned of, once a handle: where it
-                has whitespace, no namespace has this name, and there is neither ``query`` nor ``vector``.
+            namespace: where to search: one namespace, a list of several, or ``Under("users/ann")`` for all under a
+                prefix of whole labels. All are ranked together, and each result of several says its ``namespace``. A
+                question that stands here by mistake is warned of, once a handle: where it has whitespace, no namespace
+                has this name, and there is neither ``query`` nor ``vector``.
             query: a text; results are ordered by its cosine similarity. Default: none, and the newest come first.
             limit: how many at most, any integer from 0.
             metadata_filter: the filter language, such as ``{"tags": "x", "year": {"$gte": 2020}}``.
@@ -440,22 +446,27 @@ class AsyncMemory:
             text, embedder = wanted.query, store.embedder
             vector = await engine.read(lambda: embedder.embed_query(text))
             wanted = msgspec.structs.replace(wanted, vector=vector)
-        events = await engine.unseen(wanted.namespace, lsn, seconds)
-        if wanted.ranking is Ranking.NEWEST and not self._warned_of_question and _is_question(store, wanted.namespace):
+        wanted, events = await engine.unseen(wanted, lsn, seconds)
+        if (
+            wanted.ranking is Ranking.NEWEST
+            and not self._warned_of_question
+            and isinstance(namespace, str)
+            and _is_question(store, namespace)
+        ):
             self._warned_of_question = True
             _logger.warning(
                 "search() was given the namespace %s, which holds no memory: did you mean query=...?",
-                brief(wanted.namespace),
+                brief(namespace),
             )
         try:
             return await engine.read(lambda: store.query.search(wanted, store.projection.changes(events)))
         except EmbeddingError:  # of a text that is not applied yet: the projector tries again, and says what is wrong
-            await engine.wait_for(lsn, seconds, wanted.namespace)
+            await engine.wait_for(lsn, seconds, wanted.namespaces)
             return await engine.read(lambda: store.query.search(wanted))
 
     async def list_memories(
         self,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: Namespaces = DEFAULT_NAMESPACE,
         *,
         limit: int = 100,
         after: str | None = None,
@@ -466,7 +477,7 @@ class AsyncMemory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> MemoryPage:
-        """One page of the memories of a namespace, by the time they were created.
+        """One page of the memories of a namespace, or of several, by the time they were created.
 
         ::
 
@@ -478,6 +489,7 @@ class AsyncMemory:
         the same time and while others write. :meth:`iterate` goes through all pages.
 
         Args:
+            namespace: see :meth:`search`.
             limit: memories of a page at most, from 1.
             after: the ``next`` of the page before, in the same order and with the same conditions. Default: the first
                 page.
@@ -498,18 +510,17 @@ class AsyncMemory:
         memories = found[: wanted.limit]
         if len(found) == len(memories):
             return MemoryPage(memories, None)
-        last = memories[-1]
-        return MemoryPage(memories, text_after(wanted.ranking, last["timestamp"], last["memory_id"]))
+        return MemoryPage(memories, text_after(wanted.ranking, _place_of(memories[-1], wanted)))
 
     async def _page(
         self, engine: Engine, store: OpenStore, wanted: Search, consistency: str | int, timeout: float | None
     ) -> list[MemoryRecord]:
-        events = await engine.unseen(wanted.namespace, consistency, timeout)
-        return await engine.read(lambda: store.query.search(wanted, store.projection.changes(events)))
+        found, events = await engine.unseen(wanted, consistency, timeout)
+        return await engine.read(lambda: store.query.search(found, store.projection.changes(events)))
 
     async def iterate(
         self,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: Namespaces = DEFAULT_NAMESPACE,
         *,
         order: Literal["newest", "oldest"] = "newest",
         metadata_filter: Mapping[str, Any] | None = None,
@@ -521,7 +532,7 @@ class AsyncMemory:
         """Every memory of a namespace, by the time they were created: the pages of :meth:`list_memories` in turn.
 
         Args:
-            order, metadata_filter, start_time, end_time, consistency, timeout: see :meth:`list_memories`.
+            namespace, order, metadata_filter, start_time, end_time, consistency, timeout: see :meth:`list_memories`.
 
         Raises:
             As :meth:`list_memories`, at the first step.
@@ -572,7 +583,7 @@ class AsyncMemory:
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
         checked_limit = check_limit(limit)
-        await engine.wait_for(check_consistency(consistency), check_timeout(timeout), checked_namespace)
+        await engine.wait_for(check_consistency(consistency), check_timeout(timeout), (checked_namespace,))
         embedder = store.embedder
         if embedder is None:
             return []
@@ -683,16 +694,16 @@ class AsyncMemory:
 
     async def _delete_listed(self, namespace: object, metadata_filter: object, start: object, end: object) -> int:
         engine, store = self._running()
-        wanted = check_list(store.rules, namespace, DELETED_PAGE, None, "oldest", metadata_filter, start, end)
+        checked_namespace = check_namespace(namespace, engine.options)
+        wanted = check_list(store.rules, checked_namespace, DELETED_PAGE, None, "oldest", metadata_filter, start, end)
         deleted = 0
         while True:
             page = await self._page(engine, store, wanted, "session", None)
             ids = [memory["memory_id"] for memory in page]
-            deleted += await self._delete(ids, wanted.namespace, "memory_ids")
+            deleted += await self._delete(ids, checked_namespace, "memory_ids")
             if len(page) < DELETED_PAGE:
                 return deleted
-            last = Position(page[-1]["timestamp"], ids[-1])
-            wanted = msgspec.structs.replace(wanted, after=last)
+            wanted = msgspec.structs.replace(wanted, after=_place_of(page[-1], wanted))
 
     async def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
@@ -790,7 +801,7 @@ class AsyncMemory:
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
-        await engine.wait_for("session", namespace=checked_namespace)
+        await engine.wait_for("session", namespaces=(checked_namespace,))
         return await engine.read(lambda: store.projection.namespace_table(checked_namespace))
 
     # -- the store as a whole
@@ -798,12 +809,14 @@ class AsyncMemory:
     async def namespaces(self, *, consistency: Consistency = "session", timeout: float | None = None) -> list[str]:
         """The namespaces that hold at least one memory, in code-point order. For ``consistency`` see :meth:`search`."""
         engine, store = self._running()
-        await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
-        return await engine.read(store.query.namespaces)
+        _, events = await engine.unseen(
+            Search((), under=EVERYWHERE), check_consistency(consistency), check_timeout(timeout)
+        )
+        return await engine.read(lambda: store.query.namespaces(store.projection.changes(events)))
 
     async def count(
         self,
-        namespace: str | None = None,
+        namespace: Namespaces | None = None,
         *,
         metadata_filter: Mapping[str, Any] | None = None,
         start_time: dt.datetime | None = None,
@@ -811,23 +824,17 @@ class AsyncMemory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> int:
-        """How many memories ``namespace`` holds that satisfy the conditions, or the whole store without any.
+        """How many memories satisfy the conditions.
 
         Args:
-            namespace: Default: the whole store.
-            metadata_filter, start_time, end_time, consistency, timeout: see :meth:`search`. Conditions need a
-                ``namespace``.
+            namespace: see :meth:`search`. Default: the whole store.
+            metadata_filter, start_time, end_time, consistency, timeout: see :meth:`search`.
         """
         engine, store = self._running()
-        if namespace is None and not (metadata_filter is None and start_time is None and end_time is None):
-            raise InvalidArgumentError("namespace", "is required with conditions")
-        one = None if namespace is None else check_namespace(namespace, engine.options)
-        if one is None:
-            await engine.wait_for(check_consistency(consistency), check_timeout(timeout))
-            return await engine.read(store.query.total)
-        wanted = check_search(store.rules, one, None, 0, metadata_filter, start_time, end_time, None, None)
-        events = await engine.unseen(one, check_consistency(consistency), check_timeout(timeout))
-        return await engine.read(lambda: store.query.count(wanted, store.projection.changes(events)))
+        where = EVERYWHERE if namespace is None else namespace
+        wanted = check_search(store.rules, where, None, 0, metadata_filter, start_time, end_time, None, None)
+        found, events = await engine.unseen(wanted, check_consistency(consistency), check_timeout(timeout))
+        return await engine.read(lambda: store.query.count(found, store.projection.changes(events)))
 
     async def flush(self, timeout: float | None = None) -> int:
         """Wait until everything acknowledged is flushed to the device and visible to every reader.
@@ -874,6 +881,12 @@ def _added(entry: CheckedEntry, namespace: str, engine: Engine) -> MemoryAdded:
     memory_id = entry.memory_id if entry.memory_id is not None else new_memory_id()
     created_at_us = entry.created_at_us if entry.created_at_us is not None else engine.created_now_us()
     return MemoryAdded(namespace, memory_id, entry.content, created_at_us, entry.metadata_json, entry.embedding)
+
+
+def _place_of(memory: MemoryRecord, search: Search) -> Position:
+    """Where ``memory``, a result of ``search``, stands in its list."""
+    namespace = memory["namespace"] if search.named else search.namespaces[0]
+    return Position(memory["timestamp"], memory["memory_id"], namespace)
 
 
 def _is_question(store: OpenStore, namespace: str) -> bool:

@@ -18,6 +18,8 @@ class MemoryRecord(TypedDict):
     metadata: dict[str, Any]
     #: cosine similarity, -1 to 1; only in the results of a search by ``query`` or ``vector``
     similarity_score: NotRequired[float]
+    #: the namespace that it is in; only in the results of a read of several
+    namespace: NotRequired[str]
 
 
 class MemoryPage(NamedTuple):

@@ -23,6 +23,7 @@ from pixelmemory.aio import (
     AsyncMemory,
     Consistency,
     IfExists,
+    Namespaces,
     no_copies,
 )
 from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
@@ -216,7 +217,7 @@ class Memory:
 
     def search(
         self,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: Namespaces = DEFAULT_NAMESPACE,
         query: str | None = None,
         limit: int = 5,
         metadata_filter: Mapping[str, Any] | None = None,
@@ -247,7 +248,7 @@ class Memory:
 
     def list_memories(
         self,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: Namespaces = DEFAULT_NAMESPACE,
         *,
         limit: int = 100,
         after: str | None = None,
@@ -274,7 +275,7 @@ class Memory:
 
     def iterate(
         self,
-        namespace: str = DEFAULT_NAMESPACE,
+        namespace: Namespaces = DEFAULT_NAMESPACE,
         *,
         order: Literal["newest", "oldest"] = "newest",
         metadata_filter: Mapping[str, Any] | None = None,
@@ -375,7 +376,7 @@ class Memory:
 
     def count(
         self,
-        namespace: str | None = None,
+        namespace: Namespaces | None = None,
         *,
         metadata_filter: Mapping[str, Any] | None = None,
         start_time: dt.datetime | None = None,

@@ -46,6 +46,7 @@ from pixelmemory.log.contract import Append, StoredEvent
 from pixelmemory.memory.erasure import Erasure
 from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.memory.schema import parse_schema
+from pixelmemory.memory.search import Search
 from pixelmemory.models import Health, Stats
 from pixelmemory.options import Options
 from pixelmemory.store.compaction import compact
@@ -451,12 +452,15 @@ class Engine:
     # -- waiting
 
     async def wait_for(
-        self, consistency: str | int, timeout_seconds: float | None = None, namespace: str | None = None
+        self,
+        consistency: str | int,
+        timeout_seconds: float | None = None,
+        namespaces: Collection[str] | None = None,
     ) -> None:
         """Wait until the tables show what ``consistency`` asks for (checked by the facade).
 
         Args:
-            namespace: the only one that is read; None for the whole store. An LSN is waited for in any case.
+            namespaces: the only ones that are read; None for the whole store. An LSN is waited for in any case.
         """
         store = self.store()
         if consistency == "eventual":
@@ -464,43 +468,62 @@ class Engine:
         lsn = consistency if isinstance(consistency, int) else self.last_lsn
         if consistency == "strong":
             lsn = store.log.durable_lsn
-        if namespace is not None and isinstance(consistency, str) and lsn <= self._visible.known_lsn:
+        if namespaces is not None and isinstance(consistency, str) and lsn <= self._visible.known_lsn:
             # of what came before the store was opened, it is not known whose it is
-            lsn = max(self._opened_lsn, self._visible.memtable.last_lsn(namespace))
+            lsn = max([self._opened_lsn, *map(self._visible.memtable.last_lsn, namespaces)])
         timeout = self.options.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
         await self._visible.wait(lsn, timeout)
 
     async def unseen(
-        self,
-        namespace: str,
-        consistency: str | int,
-        timeout_seconds: float | None = None,
-        *,
-        memory_id: str | None = None,
-    ) -> list[StoredEvent]:
-        """Wait for what a read of ``namespace`` has to wait for, and for nothing else.
+        self, search: Search, consistency: str | int, timeout_seconds: float | None = None
+    ) -> tuple[Search, list[StoredEvent]]:
+        """Wait for what ``search`` has to wait for, and for nothing else.
 
         Args:
             consistency: as :meth:`wait_for`.
-            memory_id: the one memory that is read; None for all of the namespace.
 
         Returns:
-            The events that the read has to see and the tables may not show yet.
+            ``search`` with its namespaces, and their events that it has to see and the tables may not show yet.
         """
-        store, visible = self.store(), self._visible
-        last_lsn = store.log.durable_lsn if consistency == "strong" else self.last_lsn
-        if isinstance(consistency, str) and consistency != "eventual" and last_lsn <= visible.known_lsn:
-            await self.wait_for(self._opened_lsn, timeout_seconds)  # what came before is in the log alone
+        memtable = self._visible.memtable
+        if await self._may_overlay(consistency, timeout_seconds):
+            search = self._resolved(search)
+            unseen = [] if memtable.is_empty else [each for each in search.namespaces if memtable.last_lsn(each)]
+            if unseen and not self._visible.is_stuck(max(map(memtable.last_lsn, unseen))):
+                events = memtable.events(unseen, OVERLAID_MAX)
+                if events is not None:
+                    return search, events
+        await self.wait_for(consistency, timeout_seconds, search.namespaces)
+        return self._resolved(search), []
+
+    async def unseen_of(
+        self, namespace: str, memory_id: str, consistency: str | int, timeout_seconds: float | None = None
+    ) -> list[StoredEvent]:
+        """As :meth:`unseen`, of one memory."""
+        visible = self._visible
+        if await self._may_overlay(consistency, timeout_seconds):
             unseen_lsn = visible.memtable.last_lsn(namespace)
             if unseen_lsn and not visible.is_stuck(unseen_lsn):
-                if memory_id is not None:
-                    events = visible.memtable.events_of((namespace, memory_id))
-                else:
-                    events = visible.memtable.events(namespace, OVERLAID_MAX)
+                events = visible.memtable.events_of((namespace, memory_id))
                 if events is not None:
                     return events
-        await self.wait_for(consistency, timeout_seconds, namespace)
+        await self.wait_for(consistency, timeout_seconds, (namespace,))
         return []
+
+    async def _may_overlay(self, consistency: str | int, timeout_seconds: float | None) -> bool:
+        """Whether a read can be answered without waiting for the tables. Waits for what only the log knows of."""
+        last_lsn = self.store().log.durable_lsn if consistency == "strong" else self.last_lsn
+        if isinstance(consistency, int) or consistency == "eventual" or last_lsn > self._visible.known_lsn:
+            return False
+        await self.wait_for(self._opened_lsn, timeout_seconds)
+        return True
+
+    def _resolved(self, search: Search) -> Search:
+        """``search`` with the namespaces that there are under its prefix."""
+        if (under := search.under) is None:
+            return search
+        known = dict.fromkeys([*self.store().query.known(), *self._visible.memtable.namespaces()])
+        return msgspec.structs.replace(search, namespaces=tuple(filter(under.holds, known)))
 
     async def flush(self, timeout_seconds: float | None = None) -> int:
         """Make everything acknowledged durable and visible.

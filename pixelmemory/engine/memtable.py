@@ -7,7 +7,7 @@ Belongs to the event loop's thread. Bounded: there are at most ``lag_events_max`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -107,18 +107,25 @@ class Memtable:
         space = self._spaces.get(namespace)
         return 0 if space is None else space.last_lsn
 
-    def events(self, namespace: str, events_max: int) -> list[StoredEvent] | None:
-        """The events of ``namespace``, those of a memory in LSN order.
+    def namespaces(self) -> list[str]:
+        """The namespaces of events that the tables do not show."""
+        return list(self._spaces)
+
+    def events(self, namespaces: Iterable[str], events_max: int) -> list[StoredEvent] | None:
+        """The events of ``namespaces``, those of a memory in LSN order.
 
         Returns:
             None where there are more than ``events_max``, or where some are known without their content.
         """
-        space = self._spaces.get(namespace)
-        if space is None:
-            return []
-        if space.stripped or space.event_count > events_max:
-            return None
-        return [stored for memory in space.memories.values() for stored in memory]
+        found: list[StoredEvent] = []
+        for namespace in namespaces:
+            space = self._spaces.get(namespace)
+            if space is None:
+                continue
+            if space.stripped or len(found) + space.event_count > events_max:
+                return None
+            found += [stored for memory in space.memories.values() for stored in memory]
+        return found
 
     def events_of(self, key: Key) -> list[StoredEvent] | None:
         """The events of one memory in LSN order; None where some of its namespace are known without their content."""

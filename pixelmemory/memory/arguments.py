@@ -15,6 +15,7 @@ from pixelmemory.errors import InvalidArgumentError, InvalidTypeError, brief, ty
 from pixelmemory.memory.events import MemoryUpdated
 from pixelmemory.memory.filters import parse_filter
 from pixelmemory.memory.metadata import decode_metadata, encode_metadata
+from pixelmemory.memory.namespaces import check_namespaces
 from pixelmemory.memory.paging import check_after, check_order
 from pixelmemory.memory.rules import Rules
 from pixelmemory.memory.search import Ranking, Search
@@ -22,7 +23,6 @@ from pixelmemory.memory.values import (
     check_content,
     check_limit,
     check_memory_id,
-    check_namespace,
     check_time_range,
     check_timestamp,
     check_vector,
@@ -151,7 +151,7 @@ def check_search(
 ) -> Search:
     """The conditions of a search."""
     options = rules.options
-    checked_namespace = check_namespace(namespace, options)
+    namespaces, under = check_namespaces(namespace, options)
     checked_limit = check_limit(limit)
     parsed = parse_filter(metadata_filter, options)
     start_us, end_us = check_time_range(start_time, end_time)
@@ -177,9 +177,11 @@ def check_search(
             raise InvalidArgumentError("min_score", "needs query or vector")
         min_score = float(min_score)
     return Search(
-        checked_namespace,
-        checked_limit,
-        Ranking.NEWEST if text is None and checked_vector is None else Ranking.SIMILARITY,
+        namespaces,
+        under=under,
+        named=not isinstance(namespace, str),
+        limit=checked_limit,
+        ranking=Ranking.NEWEST if text is None and checked_vector is None else Ranking.SIMILARITY,
         query=text,
         vector=checked_vector,
         filter=parsed,

@@ -1,6 +1,6 @@
 """The texts that page through a list: what a caller gets as ``next`` and gives back as ``after``.
 
-Opaque to callers: base64 of a msgpack array of the order, the time of the last memory and its id.
+Opaque to callers: base64 of a msgpack array of the order, the time of the last memory, its id and its namespace.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     order: str
     created_at: dt.datetime | None
     memory_id: str
+    namespace: str
 
 
 def check_order(value: object) -> Ranking:
@@ -34,10 +35,10 @@ def check_order(value: object) -> Ranking:
     return _ORDERS[value]
 
 
-def text_after(ranking: Ranking, created_at: dt.datetime | None, memory_id: str) -> str:
+def text_after(ranking: Ranking, place: Position) -> str:
     """The text for the place right after a memory."""
     order = next(order for order, each in _ORDERS.items() if each is ranking)
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(_Place(order, created_at, memory_id))).decode()
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(_Place(order, *place))).decode()
 
 
 def check_after(value: object, ranking: Ranking) -> Position | None:
@@ -59,4 +60,4 @@ def check_after(value: object, ranking: Ranking) -> Position | None:
         raise InvalidArgumentError("after", f"is of a list in the order {place.order!r}; go on in that order")
     if place.created_at is not None and place.created_at.tzinfo is None:
         raise InvalidArgumentError("after", f"must be the 'next' of a page, not {brief(value)}")
-    return Position(place.created_at, place.memory_id)
+    return Position(place.created_at, place.memory_id, place.namespace)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pixelmemory.memory.filters import Filter
+    from pixelmemory.memory.namespaces import Under
 
 __all__ = ["NO_LIMIT", "Position", "Ranking", "Search", "is_past", "list_order"]
 
@@ -40,12 +41,13 @@ class Position(NamedTuple):
     #: aware; None in a row that a user inserted without one
     created_at: dt.datetime | None
     memory_id: str
+    namespace: str
 
 
 class Search(msgspec.Struct, frozen=True):
-    """A search of one namespace. Every condition holds before ``limit`` is applied."""
+    """A search of one namespace or several. Every condition holds before ``limit`` is applied."""
 
-    namespace: str
+    namespaces: tuple[str, ...]
     limit: int = NO_LIMIT
     ranking: Ranking = Ranking.NEWEST
     #: the text that was asked for, if one was; kept beside its vector
@@ -62,20 +64,27 @@ class Search(msgspec.Struct, frozen=True):
     offset: int = 0
     #: of a list: where it begins; None for its beginning
     after: Position | None = None
-    #: ids of the only memories that are looked at, and of those that are left out
-    among: frozenset[str] | None = None
-    without: frozenset[str] = frozenset()
+    #: (namespace, id) of the only memories that are looked at, and of those that are left out
+    among: frozenset[tuple[str, str]] | None = None
+    without: frozenset[tuple[str, str]] = frozenset()
+    #: whether the rows come with their vectors
+    with_vectors: bool = False
+    #: in place of ``namespaces``, until it is known which there are
+    under: Under | None = None
+    #: whether results say which namespace they are in
+    named: bool = False
 
 
-def list_order(ranking: Ranking, created_at: dt.datetime | None, memory_id: str) -> tuple[bool, int, str]:
+def list_order(ranking: Ranking, place: Position) -> tuple[bool, int, str, str]:
     """Where a memory stands in a list, to sort it by: descending for the newest first, ascending for the oldest."""
-    microseconds = 0 if created_at is None else (created_at - _EPOCH) // _MICROSECOND
-    return (created_at is None) is (ranking is Ranking.LISTED_OLDEST), microseconds, memory_id
+    microseconds = 0 if place.created_at is None else (place.created_at - _EPOCH) // _MICROSECOND
+    is_undated_last = (place.created_at is None) is (ranking is Ranking.LISTED_OLDEST)
+    return is_undated_last, microseconds, place.memory_id, place.namespace
 
 
-def is_past(search: Search, created_at: dt.datetime | None, memory_id: str) -> bool:
+def is_past(search: Search, place: Position) -> bool:
     """Whether a memory comes after :attr:`Search.after`, where the search has one."""
     if search.after is None:
         return True
-    place, after = list_order(search.ranking, created_at, memory_id), list_order(search.ranking, *search.after)
-    return place < after if search.ranking is Ranking.LISTED_NEWEST else place > after
+    here, after = list_order(search.ranking, place), list_order(search.ranking, search.after)
+    return here < after if search.ranking is Ranking.LISTED_NEWEST else here > after

@@ -189,6 +189,9 @@ class Host(Protocol):
     def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
         """Which of ``memory_ids`` are visible."""
 
+    def occupied(self, namespaces: Collection[str]) -> set[str]:
+        """Which of ``namespaces``, all of them known, hold a row."""
+
     def count(self, search: Search) -> int:
         """How many rows satisfy the conditions of ``search``; how they are ranked and cut does not matter."""
 

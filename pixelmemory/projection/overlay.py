@@ -6,9 +6,7 @@ in the same order, with scores that the database computes.
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -20,20 +18,18 @@ from pixelmemory.memory.search import Ranking, Search, is_past
 from pixelmemory.projection.batches import EmbedTexts
 from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import Host
-from pixelmemory.projection.rows import Row, in_list_order, row_after
+from pixelmemory.projection.rows import Row, ranked, row_after
 from pixelmemory.projection.scaling import scaled
 
 __all__ = ["Overlay"]
 
-_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
-
 
 class Overlay:
-    """The changes of one namespace that the tables do not show yet, laid over ``host``.
+    """The changes that the tables do not show yet, laid over ``host``.
 
     Args:
         host: what is applied.
-        changes: one a memory, of one namespace; what the tables show of them already does no harm.
+        changes: one a memory, of the namespaces that are read; what the tables show of them already does no harm.
         embed: the store's model behind its cache, or None.
     """
 
@@ -41,19 +37,19 @@ class Overlay:
         self._host = host
         #: the last written first, which is how equals are ordered
         self._changes = sorted(changes, key=lambda change: change.lsn, reverse=True)
-        self._ids = frozenset(change.memory_id for change in changes)
+        self._keys = frozenset(change.key for change in changes)
         self._embed = embed
 
     def get(self, namespace: str, memory_id: str) -> Row | None:
         """As :meth:`Host.get`."""
-        change = next((change for change in self._changes if change.memory_id == memory_id), None)
+        change = next((change for change in self._changes if change.key == (namespace, memory_id)), None)
         if change is None:
             return self._host.get(namespace, memory_id)
         return row_after(change, self._host.get(namespace, memory_id) if change.patch else None)
 
     def count(self, search: Search) -> int:
         """As :meth:`Host.count`."""
-        others = self._host.count(msgspec.structs.replace(search, without=self._ids))
+        others = self._host.count(msgspec.structs.replace(search, without=self._keys))
         plain = msgspec.structs.replace(search, ranking=Ranking.NEWEST, vector=None, min_score=None, after=None)
         return others + len(self._changed(plain))
 
@@ -66,41 +62,47 @@ class Overlay:
         if search.limit == 0:
             return []
         last = search.offset + search.limit
-        others = self._host.search(msgspec.structs.replace(search, without=self._ids, offset=0, limit=last))
-        rows = self._changed(search) + others
-        if search.ranking in _BEST_HIGHEST:
-            rows.sort(key=_BEST_HIGHEST[search.ranking], reverse=True)
-        else:
-            rows = in_list_order(rows, search.ranking)
-        return rows[search.offset : last]
+        others = self._host.search(msgspec.structs.replace(search, without=self._keys, offset=0, limit=last))
+        return ranked(self._changed(search) + others, search)
 
     def _changed(self, search: Search) -> list[Row]:
         """The changed memories that satisfy ``search``, the last written first."""
-        patched = frozenset(change.memory_id for change in self._changes if change.patch)
-        before: dict[str, Row] = {}
+        patched = frozenset(change.key for change in self._changes if change.patch)
+        before: dict[tuple[str, str], Row] = {}
         if patched:
-            only = Search(search.namespace, ranking=search.ranking, vector=search.vector, among=patched)
-            before = {row.memory_id: row for row in self._host.search(only)}
+            only = Search(
+                search.namespaces,
+                ranking=search.ranking,
+                vector=search.vector,
+                among=patched,
+                with_vectors=search.with_vectors,
+            )
+            before = {row.key: row for row in self._host.search(only)}
             if search.vector is not None:  # with new content, one without a vector may have got one
-                every = self._host.search(Search(search.namespace, among=patched))
-                before = {row.memory_id: row for row in every} | before
+                every = self._host.search(Search(search.namespaces, among=patched))
+                before = {row.key: row for row in every} | before
         found: list[tuple[Change, Row]] = []
         for change in self._changes:
-            row = row_after(change, before.get(change.memory_id))
+            row = row_after(change, before.get(change.key))
             if row is not None and _satisfies(row, search):
                 found.append((change, row))
         if search.vector is None:
             return [row for _, row in found]
-        scores = self._scores([change for change, _ in found], search.vector)
+        vectors = self._vectors([change for change, _ in found], search.vector)
+        given = self._host.scores(list(vectors.values()), search.vector)
+        scores = dict(zip(vectors, given, strict=True))
         scored: list[Row] = []
         for change, row in found:
-            score = scores[change.key] if change.content is not None else before[change.memory_id].score
+            if change.content is None:
+                score, vector = before[change.key].score, before[change.key].vector
+            else:
+                score, vector = scores.get(change.key), vectors.get(change.key)
             if score is not None and (search.min_score is None or score >= search.min_score):
-                scored.append(row._replace(score=score))
+                scored.append(row._replace(score=score, vector=vector if search.with_vectors else None))
         return scored
 
-    def _scores(self, changes: Sequence[Change], query: np.ndarray) -> dict[tuple[str, str], float | None]:
-        """Of each change with content; None where it has no vector."""
+    def _vectors(self, changes: Sequence[Change], query: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        """Of each change with content, where it has one; scaled for the database."""
         vectors: dict[tuple[str, str], np.ndarray] = {}
         wanted: dict[str, list[tuple[str, str]]] = {}
         for change in changes:
@@ -113,9 +115,7 @@ class Overlay:
                 wanted.setdefault(change.content, []).append(change.key)
         for text, vector in self._embedded(list(wanted)).items():
             vectors |= dict.fromkeys(wanted[text], vector)
-        given = self._host.scores(list(vectors.values()), query)
-        scores: dict[tuple[str, str], float | None] = {change.key: None for change in changes}
-        return scores | dict(zip(vectors, given, strict=True))
+        return vectors
 
     def _embedded(self, texts: list[str]) -> dict[str, np.ndarray]:
         """The vectors of ``texts``, without those for which the model has none."""
@@ -134,12 +134,6 @@ def _satisfies(row: Row, search: Search) -> bool:
         return False
     if search.end is not None and (row.created_at is None or row.created_at > search.end):
         return False
-    if not is_past(search, row.created_at, row.memory_id):
+    if not is_past(search, row.place):
         return False
     return search.filter is None or matches(search.filter, decode_metadata(row.metadata_json or "{}"))
-
-
-_BEST_HIGHEST: dict[Ranking, Callable[[Row], Any]] = {
-    Ranking.NEWEST: lambda row: row.created_at or _NEVER,
-    Ranking.SIMILARITY: lambda row: row.score,
-}

@@ -42,9 +42,9 @@ class Query:
         """The memories that satisfy ``search``, best first.
 
         Args:
-            changes: those of its namespace that the tables may not show yet.
+            changes: those of its namespaces that the tables may not show yet.
         """
-        return [record_of(row) for row in self._over(changes).search(search)]
+        return [record_of(row, named=search.named) for row in self._over(changes).search(search)]
 
     def count(self, search: Search, changes: Collection[Change] = ()) -> int:
         """How many memories satisfy the conditions of ``search``."""
@@ -73,10 +73,13 @@ class Query:
         """Whether ``namespace`` ever held a memory."""
         return self._host.knows(namespace)
 
-    def namespaces(self) -> list[str]:
-        """The namespaces that hold at least one visible memory, in code-point order."""
-        return [namespace for namespace in self._host.namespaces() if self._host.count(Search(namespace))]
+    def known(self) -> list[str]:
+        """Every namespace that ever held a memory in the tables."""
+        return self._host.namespaces()
 
-    def total(self) -> int:
-        """Visible memories of the whole store."""
-        return sum(self._host.count(Search(namespace)) for namespace in self._host.namespaces())
+    def namespaces(self, changes: Collection[Change] = ()) -> list[str]:
+        """The namespaces that hold at least one memory, in code-point order."""
+        changed = {change.namespace for change in changes}
+        found = self._host.occupied([each for each in self._host.namespaces() if each not in changed])
+        found |= {each for each in changed if self.count(Search((each,)), [c for c in changes if c.namespace == each])}
+        return sorted(found)

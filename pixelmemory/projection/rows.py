@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from pixelmemory.memory.metadata import decode_metadata
-from pixelmemory.memory.search import Ranking, list_order
+from pixelmemory.memory.search import Position, Ranking, Search, list_order
 from pixelmemory.memory.values import from_timestamp
 from pixelmemory.models import MemoryRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pixelmemory.projection.changes import Change
 
 __all__ = [
@@ -31,7 +33,7 @@ __all__ = [
     "Kind",
     "Row",
     "given",
-    "in_list_order",
+    "ranked",
     "record_of",
     "row_after",
     "row_of",
@@ -40,6 +42,9 @@ __all__ = [
 
 #: increase it when the tables' columns change; an older projection is then rebuilt
 PROJECTION_FORMAT = 1
+
+
+_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 class Kind(enum.Enum):
@@ -94,8 +99,23 @@ class Row(NamedTuple):
     metadata_json: str | None
     #: None in a row that a user inserted without one
     created_at: dt.datetime | None
+    #: of the last event that touched it; None in a row that a user inserted
+    lsn: int | None
+    namespace: str
     #: cosine similarity to the query's vector, -1 to 1; None without one
     score: float | None = None
+    #: float32, ``(dimensions,)``, as stored; None where it was not asked for, or there is none
+    vector: np.ndarray | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, memory id)."""
+        return self.namespace, self.memory_id
+
+    @property
+    def place(self) -> Position:
+        """Where it stands in a list."""
+        return Position(self.created_at, self.memory_id, self.namespace)
 
 
 #: the columns that reads return, in the order of :class:`Row`
@@ -112,23 +132,39 @@ def values_of(change: Change, columns: Sequence[Column]) -> list[Any]:
     return [_to_python(column.kind, column.of(change)) for column in columns]
 
 
-def row_of(id_text: str | None, key: object, *shown: Any, score: float | None = None) -> Row:
+def row_of(
+    namespace: str,
+    id_text: str | None,
+    key: object,
+    *values: Any,
+    score: float | None = None,
+    vector: np.ndarray | None = None,
+) -> Row:
     """A row as a database gives it.
 
     Args:
         id_text: the memory's id; None where it is ``key``'s own text.
         key: of the row.
-        shown: the columns of :data:`SHOWN`, a JSON object as its text.
-        score: see :class:`Row`.
+        values: the columns of :data:`SHOWN`, a JSON object as its text, and the LSN.
+        namespace, score, vector: see :class:`Row`.
     """
-    values: list[Any] = [value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else value for value in shown]
-    return Row._make([str(key) if id_text is None else id_text, *values, None if score is None else float(score)])
+    read: list[Any] = [value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else value for value in values]
+    memory_id = str(key) if id_text is None else id_text
+    return Row._make([memory_id, *read, namespace, None if score is None else float(score), vector])
 
 
-def in_list_order(rows: Sequence[Row], ranking: Ranking) -> list[Row]:
-    """``rows`` in the order of a list."""
-    newest = ranking is Ranking.LISTED_NEWEST
-    return sorted(rows, key=lambda row: list_order(ranking, row.created_at, row.memory_id), reverse=newest)
+def ranked(rows: Sequence[Row], search: Search) -> list[Row]:
+    """Rows of several tables in the order of ``search``, its offset and limit applied. Equals keep their order."""
+    if search.ranking in (Ranking.LISTED_NEWEST, Ranking.LISTED_OLDEST):
+        newest = search.ranking is Ranking.LISTED_NEWEST
+        best = sorted(rows, key=lambda row: list_order(search.ranking, row.place), reverse=newest)
+    elif search.ranking is Ranking.SIMILARITY:
+        best = sorted(rows, key=lambda row: (row.score, -1 if row.lsn is None else row.lsn), reverse=True)
+    else:
+        best = sorted(
+            rows, key=lambda row: (row.created_at or _NEVER, -1 if row.lsn is None else row.lsn), reverse=True
+        )
+    return best[search.offset : search.offset + search.limit]
 
 
 def row_after(change: Change, row: Row | None) -> Row | None:
@@ -145,11 +181,11 @@ def row_after(change: Change, row: Row | None) -> Row | None:
     before: Sequence[Any] = (None,) * len(SHOWN) if change.insert or row is None else row[1 : 1 + len(SHOWN)]
     after = [_as_read(column.kind, column.of(change)) for column in SHOWN]
     values: list[Any] = [old if new is None else new for old, new in zip(before, after, strict=True)]
-    return Row._make([change.memory_id, *values, None])
+    return Row._make([change.memory_id, *values, change.lsn, change.namespace])
 
 
-def record_of(row: Row) -> MemoryRecord:
-    """What a caller gets for ``row``."""
+def record_of(row: Row, *, named: bool = False) -> MemoryRecord:
+    """What a caller gets for ``row``; ``named``: with its namespace."""
     record = MemoryRecord(
         memory_id=row.memory_id,
         timestamp=row.created_at,
@@ -158,6 +194,8 @@ def record_of(row: Row) -> MemoryRecord:
     )
     if row.score is not None:
         record["similarity_score"] = row.score
+    if named:
+        record["namespace"] = row.namespace
     return record
 
 

@@ -88,14 +88,25 @@ def lives(draw: st.DrawFn) -> list[MemoryEvent]:
 
 
 @st.composite
+def lives_of_two(draw: st.DrawFn) -> list[MemoryEvent]:
+    """Events of two namespaces, in any order that keeps each one's own."""
+    one, other = draw(lives()), [msgspec.structs.replace(event, namespace=OTHER) for event in draw(lives())]
+    kept: list[MemoryEvent] = []
+    while one or other:
+        kept.append((one if one and (not other or draw(st.booleans())) else other).pop(0))
+    return kept
+
+
+@st.composite
 def searches_of(draw: st.DrawFn) -> Search:
-    """By time or by meaning, with and without conditions."""
+    """By time or by meaning, of one namespace or two, with and without conditions."""
     bounds = sorted(draw(st.lists(st.integers(0, 3), min_size=2, max_size=2)))
     start, end = (dt.datetime(1970, 1, 1 + day, tzinfo=dt.UTC) if draw(st.booleans()) else None for day in bounds)
     key = draw(st.sampled_from(["n", "m"]))
     conditions = draw(st.sampled_from([None, {key: {"$gte": 2}}, {"$not": {key: 3}}, {key: None}]))
     parsed = None if conditions is None else parse_filter(conditions, Options())
-    search = Search(NAMESPACE, draw(st.integers(0, 5)), filter=parsed, start=start, end=end)
+    namespaces = draw(st.sampled_from([(NAMESPACE,), (OTHER,), (NAMESPACE, OTHER), (OTHER, "unknown", NAMESPACE)]))
+    search = Search(namespaces, draw(st.integers(0, 5)), filter=parsed, start=start, end=end)
     if draw(st.booleans()):
         ranking = draw(st.sampled_from([Ranking.NEWEST, Ranking.LISTED_NEWEST, Ranking.LISTED_OLDEST]))
         search = msgspec.structs.replace(search, ranking=ranking)
@@ -106,7 +117,9 @@ def searches_of(draw: st.DrawFn) -> Search:
         day = draw(
             st.sampled_from([None, dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(1970, 1, 2, tzinfo=dt.UTC)])
         )
-        return msgspec.structs.replace(search, after=Position(day, draw(st.sampled_from("abcd"))))
+        return msgspec.structs.replace(
+            search, after=Position(day, draw(st.sampled_from("abcd")), draw(st.sampled_from([NAMESPACE, OTHER])))
+        )
     vector, bound = vector_of(f"query {draw(st.integers(0, 3))}"), draw(st.sampled_from([None, -0.2, 0.3]))
     return msgspec.structs.replace(search, ranking=Ranking.SIMILARITY, vector=vector, min_score=bound)
 
@@ -126,7 +139,7 @@ class OpenHost:
         return self.host.apply(changes, vectors_of(changes), checkpoint_lsn=checkpoint_lsn, **given)
 
     def contents(self, namespace: str = NAMESPACE) -> dict[str, str]:
-        rows = self.host.search(Search(namespace, 10_000))
+        rows = self.host.search(Search((namespace,), 10_000))
         assert len({row.memory_id for row in rows}) == len(rows)
         return {row.memory_id: row.content for row in rows}
 
@@ -333,8 +346,8 @@ class HostContract:
         host = open_host.host
         assert host.get(NAMESPACE, "m") is None
         assert host.existing(NAMESPACE, ["m"]) == set()
-        assert host.count(Search(NAMESPACE)) == 0
-        assert host.search(Search(NAMESPACE, 5)) == []
+        assert host.count(Search((NAMESPACE,))) == 0
+        assert host.search(Search((NAMESPACE,), 5)) == []
         assert list(host.long_texts(NAMESPACE, Window(8, 2, 2))) == []
         assert not host.knows(NAMESPACE)
 
@@ -342,12 +355,15 @@ class HostContract:
         open_host.apply(added("m", "one"), added("m", "two", OTHER), added("n", "three", OTHER))
         host = open_host.host
         assert host.existing(NAMESPACE, ["m", "n", "o"]) == {"m"}
-        assert [host.count(Search(each)) for each in (NAMESPACE, OTHER)] == [1, 2]
+        assert [host.count(Search((each,))) for each in (NAMESPACE, OTHER)] == [1, 2]
+        assert host.occupied([NAMESPACE, OTHER]) == {NAMESPACE, OTHER}
+        assert host.count(Search((NAMESPACE, OTHER))) == 3
         assert open_host.contents(OTHER) == {"m": "two", "n": "three"}
         assert host.knows(OTHER)
         open_host.apply(MemoryDeleted(OTHER, "m"), MemoryDeleted(OTHER, "n"), first_lsn=4)
         assert host.namespaces() == sorted([NAMESPACE, OTHER]), "what ever held a memory"
-        assert host.count(Search(OTHER)) == 0
+        assert host.count(Search((OTHER,))) == 0
+        assert host.occupied([NAMESPACE, OTHER]) == {NAMESPACE}
 
     def test_every_condition_holds_before_the_limit(self, open_host: OpenHost) -> None:
         events = [
@@ -361,13 +377,13 @@ class HostContract:
         ]
         open_host.apply(*events)
         host = open_host.host
-        newest = host.search(Search(NAMESPACE, 3))
+        newest = host.search(Search((NAMESPACE,), 3))
         assert [row.memory_id for row in newest] == ["m19", "m18", "m17"]
         assert [row.score for row in newest] == [None] * 3
         even = parse_filter({"even": True}, Options())
-        assert [row.memory_id for row in host.search(Search(NAMESPACE, 3, filter=even))] == ["m18", "m16", "m14"]
+        assert [row.memory_id for row in host.search(Search((NAMESPACE,), 3, filter=even))] == ["m18", "m16", "m14"]
         start, end = (dt.datetime(1970, 1, day, tzinfo=dt.UTC) for day in (6, 9))
-        assert [row.memory_id for row in host.search(Search(NAMESPACE, 9, filter=even, start=start, end=end))] == [
+        assert [row.memory_id for row in host.search(Search((NAMESPACE,), 9, filter=even, start=start, end=end))] == [
             "m8",
             "m6",
         ]
@@ -395,7 +411,7 @@ class HostContract:
         host = open_host.host
         for memory_id in ("a user's", "another of a user's"):
             self.insert(host, NAMESPACE, memory_id, "text")
-        rows = host.search(Search(NAMESPACE, ranking=ranking))
+        rows = host.search(Search((NAMESPACE,), ranking=ranking))
         assert len(rows) == 14
         undated = [row for row in rows if row.created_at is None]
         assert rows[-len(undated) :] == undated or not undated
@@ -404,12 +420,12 @@ class HostContract:
         for size in (1, 3, 5):
             pages: list[Any] = []
             after = None
-            while page := host.search(Search(NAMESPACE, size, ranking, after=after)):
+            while page := host.search(Search((NAMESPACE,), size, ranking, after=after)):
                 pages += page
-                after = Position(page[-1].created_at, page[-1].memory_id)
+                after = page[-1].place
             assert pages == rows
-        by_time = host.search(Search(NAMESPACE, 14))
-        assert host.search(Search(NAMESPACE, 4, offset=9)) == by_time[9:13]
+        by_time = host.search(Search((NAMESPACE,), 14))
+        assert host.search(Search((NAMESPACE,), 4, offset=9)) == by_time[9:13]
 
     @settings(max_examples=10, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
@@ -420,11 +436,13 @@ class HostContract:
         host = open_host.host
         host.reset()
         host.load()
-        kept = data.draw(lives())
+        kept = data.draw(lives_of_two())
         cut, ahead = sorted(data.draw(st.tuples(st.integers(0, len(kept)), st.integers(0, len(kept)))))
         for part, first_lsn in ((kept[:cut], 1), (kept[cut:ahead], cut + 1)):
             if part:
                 assert open_host.apply(*part, first_lsn=first_lsn) == []
+        if data.draw(st.booleans()):
+            host.create(OTHER)
         changes = changes_of(*kept[cut:], first_lsn=cut + 1)
         over = Overlay(host, changes, lambda texts: np.stack([vector_of(text) for text in texts]))
         searches = [data.draw(searches_of()) for _ in range(4)]
@@ -432,7 +450,7 @@ class HostContract:
         def read(reads: Host | Overlay) -> list[Any]:
             rows = [reads.search(search) for search in searches]
             counts = [reads.count(search) for search in searches]
-            return [rows, counts, [reads.get(NAMESPACE, memory_id) for memory_id in "abcd"]]
+            return [rows, counts, [reads.get(each, memory_id) for memory_id in "abcd" for each in (NAMESPACE, OTHER)]]
 
         found = read(over)
         if kept[ahead:]:
@@ -441,7 +459,7 @@ class HostContract:
 
     @staticmethod
     def nearest(query: np.ndarray, limit: int, **conditions: Any) -> Search:
-        return Search(NAMESPACE, limit, Ranking.SIMILARITY, vector=query, **conditions)
+        return Search((NAMESPACE,), limit, Ranking.SIMILARITY, vector=query, **conditions)
 
     def test_long_texts_come_in_pages(self, open_host: OpenHost) -> None:
         open_host.apply(*[added(f"m{n}", "x" * (n % 2 * 100), created_at_us=n * DAY_US) for n in range(120)])
@@ -457,7 +475,7 @@ class HostContract:
         def read() -> None:
             for _ in range(15):
                 before = applied
-                count = host.count(Search(NAMESPACE))
+                count = host.count(Search((NAMESPACE,)))
                 if not before <= count <= 10:
                     wrong.append(f"{count} rows after {before} were applied")
 

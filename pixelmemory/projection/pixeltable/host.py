@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import pixeltable as pxt
 from pixeltable import exceptions as excs
@@ -39,7 +40,7 @@ from pixelmemory.projection.pixeltable.tables import (
     folder_name,
 )
 from pixelmemory.projection.pixeltable.writer import TableWriter
-from pixelmemory.projection.rows import Row
+from pixelmemory.projection.rows import Row, ranked
 from pixelmemory.projection.sql.failures import first_line
 from pixelmemory.projection.sql.hnsw import IndexKeeper
 from pixelmemory.projection.sql.physical import namespace_key
@@ -65,6 +66,9 @@ class TableReads(Protocol):
 
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
+
+    def occupied(self, table: str, namespaces: Collection[str]) -> set[str]:
+        """Which of ``namespaces``, all of them of ``table``, hold a row."""
 
     def count(self, table: str, search: Search) -> int:
         """How many rows of ``table`` satisfy the conditions of ``search``."""
@@ -254,25 +258,46 @@ class PixeltableHost:
     def namespaces(self) -> list[str]:
         return self.tables.namespaces()
 
-    def _read(self, namespace: str, read: Callable[[str], T], nothing: T) -> T:
-        """What ``read`` finds in the table of ``namespace``: once more if that was left meanwhile."""
-        while (table := self.tables.name_of(namespace)) is not None:
+    def _read(self, namespaces: Iterable[str], read: Callable[[str, tuple[str, ...]], T]) -> list[T]:
+        """What ``read`` finds in each table, of ``namespaces`` those in it: once more where one has moved meanwhile."""
+        while True:
+            by_table: dict[str, list[str]] = defaultdict(list)
+            for namespace in namespaces:
+                if (table := self.tables.name_of(namespace)) is not None:
+                    by_table[table].append(namespace)
             with _told():
-                found = read(table)
-            if self.tables.name_of(namespace) == table:
+                found = [read(table, tuple(held)) for table, held in by_table.items()]
+            if all(self.tables.name_of(each) == table for table, held in by_table.items() for each in held):
                 return found
-        return nothing
+
+    def _search(self, search: Search, read: Callable[[str, Search], T]) -> list[T]:
+        """What ``read`` finds of ``search`` in each table."""
+
+        def read_table(table: str, held: tuple[str, ...]) -> T:
+            if held == search.namespaces:
+                return read(table, search)
+            if self.tables.is_shared(table):
+                return read(table, msgspec.structs.replace(search, namespaces=held))
+            among = None if search.among is None else frozenset(key for key in search.among if key[0] in held)
+            without = frozenset(key for key in search.without if key[0] in held)
+            return read(table, msgspec.structs.replace(search, namespaces=held, among=among, without=without))
+
+        return self._read(search.namespaces, read_table)
 
     def get(self, namespace: str, memory_id: str) -> Row | None:
-        return self._read(namespace, lambda table: self.reads.get(table, namespace, memory_id), None)
+        found = self._read((namespace,), lambda table, _: self.reads.get(table, namespace, memory_id))
+        return found[0] if found else None
 
     def existing(self, namespace: str, memory_ids: Collection[str]) -> set[str]:
         keys: dict[uuid.UUID, str] = {memory_key(memory_id): memory_id for memory_id in memory_ids}
-        found = self._read(namespace, lambda table: self.reads.existing(table, namespace, list(keys)), set[uuid.UUID]())
-        return {keys[key] for key in found}
+        found = self._read((namespace,), lambda table, _: self.reads.existing(table, namespace, list(keys)))
+        return {keys[key] for each in found for key in each}
+
+    def occupied(self, namespaces: Collection[str]) -> set[str]:
+        return set[str]().union(*self._read(namespaces, self.reads.occupied))
 
     def count(self, search: Search) -> int:
-        return self._read(search.namespace, lambda table: self.reads.count(table, search), 0)
+        return sum(self._search(search, self.reads.count))
 
     def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
         return self.reads.scores(vectors, query) if vectors else []
@@ -280,7 +305,13 @@ class PixeltableHost:
     def search(self, search: Search) -> list[Row]:
         if search.limit == 0:
             return []
-        return self._read(search.namespace, lambda table: self.reads.search(table, search), list[Row]())
+        first = msgspec.structs.replace(search, offset=0, limit=search.offset + search.limit)
+        tables = {self.tables.name_of(namespace) for namespace in search.namespaces}
+        if len(tables) == 1:
+            found = self._search(search, self.reads.search)
+            if len(found) < 2:  # else one of the namespaces has moved meanwhile
+                return found[0] if found else []
+        return ranked([row for rows in self._search(first, self.reads.search) for row in rows], search)
 
     def long_texts(self, namespace: str, window: Window) -> Generator[list[Row]]:
         while (table := self.tables.name_of(namespace)) is not None:

@@ -5,12 +5,11 @@ Filters are evaluated here in Python, before the limit: the public API has no wa
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 import operator
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,11 +20,11 @@ from pixelmemory.embedding.window import Window
 from pixelmemory.memory.filters import equal, matches
 from pixelmemory.memory.identity import memory_key
 from pixelmemory.memory.metadata import decode_metadata
-from pixelmemory.memory.search import Ranking, Search, is_past
+from pixelmemory.memory.search import Search, is_past
 from pixelmemory.projection.contract import PAGE_ROWS
 from pixelmemory.projection.pixeltable import internals
 from pixelmemory.projection.pixeltable.tables import INDEX_NAME, TableSet
-from pixelmemory.projection.rows import COLUMNS, SHOWN, Column, Kind, Row, in_list_order, row_of
+from pixelmemory.projection.rows import COLUMNS, SHOWN, Column, Kind, Row, ranked, row_of
 from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32, has_direction
 from pixelmemory.projection.sql.physical import namespace_key
 
@@ -42,16 +41,25 @@ class PublicReads:
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         handle = self._tables.table(table)
-        query = self._scope(table, namespace, handle.memory_id == memory_key(memory_id))
-        rows = list(self._rows(handle, query))
+        query = self._scope(table, (namespace,), handle.memory_id == memory_key(memory_id))
+        rows = list(self._rows(handle, query, namespace))
         return rows[0] if rows else None
 
     @internals.thread_released()
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         handle = self._tables.table(table)
-        query = self._scope(table, namespace, handle.memory_id.isin(list(keys)))
+        query = self._scope(table, (namespace,), handle.memory_id.isin(list(keys)))
         return {row["memory_id"] for row in query.select(handle.memory_id).collect()}
+
+    @internals.thread_released()
+    def occupied(self, table: str, namespaces: Collection[str]) -> set[str]:
+        """Which of ``namespaces``, all of them of ``table``, hold a row."""
+        handle = self._tables.table(table)
+        if not self._tables.is_shared(table):
+            return set(namespaces) if handle.count() else set()
+        rows = handle.select(handle.namespace).distinct().collect()
+        return {row["namespace"] for row in rows} & set(namespaces)
 
     @internals.thread_released()
     def count(self, table: str, search: Search) -> int:
@@ -60,7 +68,7 @@ class PublicReads:
         query = self._conditions(table, search)
         if search.filter is None:
             return int(query.count())
-        rows = (decode_metadata(row.metadata_json or "{}") for row in self._rows(handle, query))
+        rows = (decode_metadata(row.metadata_json or "{}") for row in self._rows(handle, query, search.namespaces[0]))
         return sum(matches(search.filter, metadata) for metadata in rows)
 
     def scores(self, vectors: Sequence[np.ndarray], query: np.ndarray) -> list[float | None]:
@@ -73,18 +81,18 @@ class PublicReads:
         """The rows of ``table`` that satisfy ``search``, best first."""
         handle = self._tables.table(table)
         query = self._conditions(table, search)
-        rows = _RANKINGS[search.ranking](list(self._rows(handle, query, search.vector)))
-        found = [row for row in rows if self._wanted(search, row)]
-        return found[search.offset : search.offset + search.limit]
+        own = search.namespaces[0]
+        rows = self._rows(handle, query, own, search.vector, with_vectors=search.with_vectors)
+        return ranked([row for row in rows if self._wanted(search, row)], search)
 
     def long_texts(self, table: str, namespace: str, window: Window) -> Generator[list[Row]]:
         """The rows whose content may be longer than ``window``, newest first, in pages of :data:`PAGE_ROWS`."""
-        rows = [row for row in self.search(table, Search(namespace, 2**62)) if window.may_cut(row.content)]
+        rows = [row for row in self.search(table, Search((namespace,))) if window.may_cut(row.content)]
         for start in range(0, len(rows), PAGE_ROWS):
             yield rows[start : start + PAGE_ROWS]
 
     def _wanted(self, search: Search, row: Row) -> bool:
-        if not is_past(search, row.created_at, row.memory_id):
+        if not is_past(search, row.place):
             return False
         if search.min_score is not None and (row.score is None or row.score < search.min_score):
             return False
@@ -99,23 +107,47 @@ class PublicReads:
         if search.end is not None:
             conditions.append(handle.timestamp <= search.end)
         if search.among is not None:
-            conditions.append(handle.memory_id.isin([memory_key(each) for each in search.among]))
+            conditions.append(self._keys(table, search.among))
         if search.without:
-            conditions.append(~handle.memory_id.isin([memory_key(each) for each in search.without]))
-        return self._scope(table, search.namespace, *conditions)
+            conditions.append(~self._keys(table, search.without))
+        return self._scope(table, search.namespaces, *conditions)
 
-    def _scope(self, table: str, namespace: str, *conditions: Any) -> Any:
+    def _keys(self, table: str, keys: Collection[tuple[str, str]]) -> Any:
+        """The predicate that a row is one of ``keys``, of which there is one at least."""
+        handle = self._tables.table(table)
+        by_namespace: dict[str, list[uuid.UUID]] = defaultdict(list)
+        for namespace, memory_id in keys:
+            by_namespace[namespace].append(memory_key(memory_id))
+        if not self._tables.is_shared(table):
+            return handle.memory_id.isin([key for each in by_namespace.values() for key in each])
+        predicates = [
+            (handle.namespace_key == namespace_key(namespace)) & handle.memory_id.isin(each)
+            for namespace, each in by_namespace.items()
+        ]
+        return functools.reduce(operator.or_, predicates)
+
+    def _scope(self, table: str, namespaces: Sequence[str], *conditions: Any) -> Any:
         handle = self._tables.table(table)
         predicates = list(conditions)
         if self._tables.is_shared(table):
-            predicates.append(handle.namespace_key == namespace_key(namespace))
+            predicates.append(handle.namespace_key.isin([namespace_key(namespace) for namespace in namespaces]))
         # Pixeltable takes one where() a query
         return handle.where(functools.reduce(operator.and_, predicates)) if predicates else handle
 
-    def _rows(self, handle: pxt.Table, query: Any, vector: np.ndarray | None = None) -> Iterator[Row]:
-        columns = {
-            name: getattr(handle, name) for name in ("id_text", "memory_id", *(column.name for column in COLUMNS))
-        }
+    def _rows(
+        self,
+        handle: pxt.Table,
+        query: Any,
+        own: str,
+        vector: np.ndarray | None = None,
+        *,
+        with_vectors: bool = False,
+    ) -> Iterator[Row]:
+        """The rows of ``query``, the last written first; ``own``: the namespace of a table that is not shared."""
+        names = ["id_text", "memory_id", *(column.name for column in COLUMNS)]
+        if is_shared := "namespace" in handle.get_metadata()["columns"]:
+            names.append("namespace")
+        columns = {name: getattr(handle, name) for name in names}
         if vector is not None:
             # by cosine of the stored vectors: exact, where the HNSW index would stop after a few rows
             columns["vector"] = handle.content.embedding(idx=INDEX_NAME)
@@ -124,24 +156,18 @@ class PublicReads:
             for row in rows:
                 row["score"] = None if row["vector"] is None else _cosine(row["vector"], vector)
             rows = [row for row in rows if row["score"] is not None]
-        rows.sort(key=_rank)
+        rows.sort(key=_by_last_write)
         for row in rows:
             shown = (_shown(row, column) for column in SHOWN)
-            yield row_of(row["id_text"], row["memory_id"], *shown, score=row.get("score"))
-
-
-def _newest(rows: list[Row]) -> list[Row]:
-    oldest = dt.datetime.min.replace(tzinfo=dt.UTC)
-    return sorted(rows, key=lambda row: row.created_at or oldest, reverse=True)
-
-
-#: of rows by their score, where they have one, and then the last written first
-_RANKINGS: dict[Ranking, Callable[[list[Row]], list[Row]]] = {
-    Ranking.NEWEST: _newest,
-    Ranking.SIMILARITY: list,
-    Ranking.LISTED_NEWEST: partial(in_list_order, ranking=Ranking.LISTED_NEWEST),
-    Ranking.LISTED_OLDEST: partial(in_list_order, ranking=Ranking.LISTED_OLDEST),
-}
+            yield row_of(
+                row["namespace"] if is_shared else own,
+                row["id_text"],
+                row["memory_id"],
+                *shown,
+                row["lsn"],
+                score=row.get("score"),
+                vector=np.asarray(row["vector"], np.float32) if with_vectors else None,
+            )
 
 
 def _shown(row: dict[str, Any], column: Column) -> Any:
@@ -155,9 +181,9 @@ def _shown(row: dict[str, Any], column: Column) -> Any:
     return None if value is None else msgspec.json.encode(value).decode()
 
 
-def _rank(row: dict[str, Any]) -> tuple[float, float, uuid.UUID]:
-    """Of equal score or time, the last written comes first; rows that a user inserted come last."""
-    return -row.get("score", 0.0), -row["lsn"] if row["lsn"] is not None else 0, row["memory_id"]
+def _by_last_write(row: dict[str, Any]) -> tuple[int, uuid.UUID]:
+    """Rows that a user inserted come last."""
+    return -row["lsn"] if row["lsn"] is not None else 0, row["memory_id"]
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:

@@ -50,10 +50,29 @@ class Asked(NamedTuple):
     #: runs a statement with its parameters
     run: Callable[[str, dict[str, Any]], list[Any]]
 
+    @property
+    def namespace(self) -> str:
+        """The namespace of a row, as SQL; by code point, as Python compares."""
+        return f'({self.table.columns["namespace"]} COLLATE "C")' if self.shared else '(%(own)s::text COLLATE "C")'
+
+    def rows(self, order: str, *more: str, where: str = "", among: str) -> list[Row]:
+        """The rows of the subquery ``among``, made into results, in ``order``; ``more`` are a score and a vector."""
+        parameters = self.parameters
+        if not self.shared:
+            parameters = {**parameters, "own": self.search.namespaces[0]}
+        columns = ", ".join([self.namespace, result_columns(self.table), *more])
+        found = self.run(f"SELECT {columns} FROM ({among}) AS found {where} ORDER BY {order}", parameters)
+        if not more:
+            return [row_of(*row) for row in found]
+        if len(more) == 1:
+            return [row_of(*row[:-1], score=row[-1]) for row in found]
+        return [row_of(*row[:-2], score=row[-2], vector=np.asarray(row[-1], np.float32)) for row in found]
+
     def first(self, order: str, *more: str) -> str:
         """A subquery of the first rows in ``order``. What only results need is made outside, of these rows alone: to
         parse the metadata of every row that is looked at takes twice as long as their distances."""
-        columns = ", ".join([*(self.table.columns[name] for name in _READ), *more])
+        names = (*_READ, "namespace") if self.shared else _READ
+        columns = ", ".join([*(self.table.columns[name] for name in names), *more])
         return (
             f"SELECT {columns} FROM {self.table.name} WHERE {self.where} ORDER BY {order} "
             "LIMIT %(limit)s OFFSET %(offset)s"
@@ -63,8 +82,7 @@ class Asked(NamedTuple):
 def newest(asked: Asked) -> list[Row]:
     """The newest first."""
     order = newest_order(asked.table)
-    statement = f"SELECT {result_columns(asked.table)} FROM ({asked.first(order)}) AS newest ORDER BY {order}"
-    return [row_of(*row) for row in asked.run(statement, asked.parameters)]
+    return asked.rows(order, among=asked.first(order))
 
 
 def listed(asked: Asked) -> list[Row]:
@@ -72,27 +90,32 @@ def listed(asked: Asked) -> list[Row]:
     time, id_text, memory_key = (asked.table.columns[name] for name in ("timestamp", "id_text", "memory_id"))
     key = f'(COALESCE({id_text}, {memory_key}::text) COLLATE "C")'  # by code point, as Python compares
     sign, direction = ("<", "DESC") if asked.search.ranking is Ranking.LISTED_NEWEST else (">", "ASC")
+    place = f"{key}, {asked.namespace}"
+    order = f"{key} {direction}, {asked.namespace} {direction}"
     after, rows = asked.search.after, list[Row]()
     if after is None or after.created_at is not None:
         condition = f"{time} IS NOT NULL"
         if after is not None:
-            condition = f"({time}, {key}) {sign} (%(after_time)s, %(after_key)s)"
-        rows = _page(asked, condition, f"{time} {direction}, {key} {direction}", after, len(rows))
+            condition = f"({time}, {place}) {sign} (%(after_time)s, %(after_key)s, %(after_namespace)s)"
+        rows = _page(asked, condition, f"{time} {direction}, {order}", after, len(rows))
     if len(rows) < asked.search.limit:
         condition = f"{time} IS NULL"
         if after is not None and after.created_at is None:
-            condition += f" AND {key} {sign} %(after_key)s"
-        rows += _page(asked, condition, f"{key} {direction}", after, len(rows))
+            condition += f" AND ({place}) {sign} (%(after_key)s, %(after_namespace)s)"
+        rows += _page(asked, condition, order, after, len(rows))
     return rows
 
 
 def _page(asked: Asked, condition: str, order: str, after: Position | None, had: int) -> list[Row]:
     parameters = {**asked.parameters, "limit": asked.parameters["limit"] - had}
     if after is not None:
-        parameters |= {"after_time": after.created_at, "after_key": after.memory_id}
-    page = asked._replace(where=f"{asked.where} AND {condition}").first(order)
-    rows = asked.run(f"SELECT {result_columns(asked.table)} FROM ({page}) AS page ORDER BY {order}", parameters)
-    return [row_of(*row) for row in rows]
+        parameters |= {
+            "after_time": after.created_at,
+            "after_key": after.memory_id,
+            "after_namespace": after.namespace,
+        }
+    page = asked._replace(where=f"{asked.where} AND {condition}", parameters=parameters)
+    return page.rows(order, among=page.first(order))
 
 
 def similar(asked: Asked) -> list[Row]:
@@ -124,12 +147,13 @@ def _nearest(asked: Asked, *, exact: bool, min_score: float | None = None) -> li
     if min_score is not None:
         kept += " AND 1 - distance >= %(min_score)s"
         parameters = {**parameters, "min_score": min_score}
-    rows = asked.run(
-        f"SELECT {result_columns(table)}, 1 - distance FROM "
-        f"({asked.first(order, f'{distance} AS distance')}) AS nearest WHERE {kept} ORDER BY {order}",
-        parameters,
-    )
-    return [row_of(*row[:-1], score=row[-1]) for row in rows]
+    more = [f"{distance} AS distance"]
+    results = ["1 - distance"]
+    if asked.search.with_vectors:
+        more.append(str(table.vector))
+        results.append(f"{table.vector}::real[]")
+    asked = asked._replace(parameters=parameters)
+    return asked.rows(order, *results, where=f"WHERE {kept}", among=asked.first(order, *more))
 
 
 def _leaves_few(asked: Asked) -> bool:
@@ -156,7 +180,7 @@ _READ = ("id_text", "memory_id", *(column.name for column in COLUMNS))
 
 
 def result_columns(table: PhysicalTable) -> str:
-    """What :func:`pixelmemory.projection.rows.row_of` takes, but for the score."""
+    """What :func:`pixelmemory.projection.rows.row_of` takes, after the namespace."""
     columns = [table.columns["id_text"], table.columns["memory_id"]]
     for column in SHOWN:
         value = table.columns[column.name]
@@ -165,6 +189,7 @@ def result_columns(table: PhysicalTable) -> str:
             # a user may have changed the value through Pixeltable: then its text is out of date
             value = f"CASE WHEN {text}::jsonb = {value} THEN {text} ELSE {value}::text END"
         columns.append(value)
+    columns.append(table.columns["lsn"])
     return ", ".join(columns)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,23 +53,36 @@ class SqlReads:
     def get(self, table: str, namespace: str, memory_id: str) -> Row | None:
         """One memory, or None."""
         physical = self._tables.physical(table)
-        where, parameters = self._scope(table, physical, namespace)
+        where, parameters = self._scope(table, physical, (namespace,))
         parameters["key"] = memory_key(memory_id)
         statement = (
             f"SELECT {result_columns(physical)} FROM {physical.name} "
             f"WHERE {where} AND {physical.columns['memory_id']} = %(key)s"
         )
         rows = self._run(statement, parameters)
-        return row_of(*rows[0]) if rows else None
+        return row_of(namespace, *rows[0]) if rows else None
 
     def existing(self, table: str, namespace: str, keys: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of ``keys`` are live rows."""
         physical = self._tables.physical(table)
-        where, parameters = self._scope(table, physical, namespace)
+        where, parameters = self._scope(table, physical, (namespace,))
         parameters["keys"] = list(keys)
         column = physical.columns["memory_id"]
         statement = f"SELECT {column} FROM {physical.name} WHERE {where} AND {column} = ANY(%(keys)s)"
         return {row[0] for row in self._run(statement, parameters)}
+
+    def occupied(self, table: str, namespaces: Collection[str]) -> set[str]:
+        """Which of ``namespaces``, all of them of ``table``, hold a row."""
+        physical = self._tables.physical(table)
+        if not self._tables.is_shared(table):
+            return set(namespaces) if self._run(f"SELECT 1 FROM {physical.name} WHERE {LIVE} LIMIT 1", {}) else set()
+        keys = {namespace_key(namespace): namespace for namespace in namespaces}
+        # one look into an index for each: to make the values of a column distinct PostgreSQL reads every row
+        statement = (
+            "SELECT key FROM unnest(%(keys)s::uuid[]) AS given (key) WHERE EXISTS "
+            f"(SELECT 1 FROM {physical.name} WHERE {LIVE} AND {physical.columns['namespace_key']} = key)"
+        )
+        return {keys[row[0]] for row in self._run(statement, {"keys": list(keys)})}
 
     def count(self, table: str, search: Search) -> int:
         """How many rows of ``table`` satisfy the conditions of ``search``."""
@@ -97,7 +110,7 @@ class SqlReads:
             ProjectionUnavailableError: the database is down, or the table is gone.
         """
         physical = self._tables.physical(table)
-        where, parameters = self._scope(table, physical, namespace)
+        where, parameters = self._scope(table, physical, (namespace,))
         content = physical.columns["content"]
         where += (
             f" AND (octet_length({content}) > %(ascii)s OR "
@@ -116,7 +129,7 @@ class SqlReads:
             ):
                 cursor.execute(statement.encode(), parameters)
                 while rows := cursor.fetchmany(PAGE_ROWS):
-                    yield [row_of(*row) for row in rows]
+                    yield [row_of(namespace, *row) for row in rows]
         except psycopg.Error as error:
             raise ProjectionUnavailableError(f"the read failed: {error}", cause_of(error)) from error
 
@@ -129,14 +142,17 @@ class SqlReads:
         asked = Asked(search, table, physical, where, parameters, shared, has_index, self._run)
         return RANKINGS[search.ranking](asked)
 
-    def _scope(self, table: str, physical: PhysicalTable, namespace: str) -> tuple[str, dict[str, Any]]:
+    def _scope(self, table: str, physical: PhysicalTable, namespaces: Sequence[str]) -> tuple[str, dict[str, Any]]:
         if not self._tables.is_shared(table):
             return LIVE, {}
         column = physical.columns["namespace_key"]
-        return f"{LIVE} AND {column} = %(namespace)s", {"namespace": namespace_key(namespace)}
+        if len(namespaces) == 1:
+            return f"{LIVE} AND {column} = %(namespace)s", {"namespace": namespace_key(namespaces[0])}
+        keys = [namespace_key(namespace) for namespace in namespaces]
+        return f"{LIVE} AND {column} = ANY(%(namespaces)s)", {"namespaces": keys}
 
     def _conditions(self, table: str, physical: PhysicalTable, search: Search) -> tuple[str, dict[str, Any]]:
-        where, parameters = self._scope(table, physical, search.namespace)
+        where, parameters = self._scope(table, physical, search.namespaces)
         conditions = [where]
         column = physical.columns
         if search.filter is not None:
@@ -156,12 +172,28 @@ class SqlReads:
             conditions.append(f"{column['timestamp']} <= %(end)s")
             parameters["end"] = search.end
         if search.among is not None:
-            conditions.append(f"{column['memory_id']} = ANY(%(among)s)")
-            parameters["among"] = [memory_key(memory_id) for memory_id in search.among]
+            conditions.append(self._keys(table, physical, "IN", "among", search.among, parameters))
         if search.without:
-            conditions.append(f"{column['memory_id']} <> ALL(%(without)s)")
-            parameters["without"] = [memory_key(memory_id) for memory_id in search.without]
+            conditions.append(self._keys(table, physical, "NOT IN", "without", search.without, parameters))
         return " AND ".join(conditions), parameters
+
+    def _keys(
+        self,
+        table: str,
+        physical: PhysicalTable,
+        is_in: str,
+        name: str,
+        keys: Collection[tuple[str, str]],
+        parameters: dict[str, Any],
+    ) -> str:
+        """The condition that a row is, or is not, one of ``keys``; adds to ``parameters``."""
+        parameters[name] = [memory_key(memory_id) for _, memory_id in keys]
+        column = physical.columns
+        if not self._tables.is_shared(table):
+            return f"{column['memory_id']} {is_in} (SELECT unnest(%({name})s::uuid[]))"
+        parameters[f"{name}_namespaces"] = [namespace_key(namespace) for namespace, _ in keys]
+        both = f"SELECT * FROM unnest(%({name}_namespaces)s::uuid[], %({name})s::uuid[])"
+        return f"({column['namespace_key']}, {column['memory_id']}) {is_in} ({both})"
 
     def _connection(self) -> contextlib.AbstractContextManager[psycopg.Connection[Any]]:
         options = self._options
