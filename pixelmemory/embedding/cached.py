@@ -15,7 +15,7 @@ from pixelmemory.errors import UnembeddableTextError
 __all__ = ["ContentVectors"]
 
 #: vectors that are embedded ahead and not taken yet; the oldest gives way
-AHEAD_MAX = 256
+AHEAD_MAX = 2048
 
 
 class ContentVectors:

@@ -49,6 +49,7 @@ from pixelmemory.memory.schema import parse_schema
 from pixelmemory.memory.search import Search
 from pixelmemory.models import Health, Stats
 from pixelmemory.options import Options
+from pixelmemory.readers import reading
 from pixelmemory.store.compaction import compact
 from pixelmemory.store.opening import open_store
 from pixelmemory.store.store import OpenStore
@@ -59,8 +60,10 @@ _logger = logging.getLogger("pixelmemory")
 T = TypeVar("T")
 
 
-#: events of one namespace that a read lays over the tables; with more it waits for them
+#: events that a read lays over the tables; with more it waits for them
 OVERLAID_MAX = 100
+#: the same where it would wait for more events of other namespaces than of its own
+OVERLAID_BEHIND_OTHERS_MAX = 1000
 
 #: how long a close goes on where its task was cancelled; afterwards it ends in the background
 CANCELLED_CLOSE_SECONDS = 0.5
@@ -134,7 +137,7 @@ class Engine:
         #: of the memories that are being checked and changed; loop
         self._locks = KeyLocks()
         self._last_created_us = 0
-        #: durable LSN when the store was opened: ids are checked once the projection has caught up with it
+        #: what is durable up to there and not visible is in the log alone, and every read waits for it
         self._opened_lsn = 0
 
     # -- life cycle
@@ -229,6 +232,7 @@ class Engine:
         self._opened_lsn = self.last_lsn = store.log.durable_lsn
         self._last_created_us = store.last_logged_us
         try:
+            await self._take_up(store, self._visibility)
             store.projection.projector.start()
             if store.projection.rebuilding:
                 await self._watch_rebuild(store)
@@ -236,6 +240,15 @@ class Engine:
             self._closing = True
             await self._close_parts(_close_seconds(error))
             raise
+
+    async def _take_up(self, store: OpenStore, visibility: Visibility) -> None:
+        """Let reads see what the life before this one left unprojected, unless that is a rebuild's work."""
+        watermark = store.projection.projector.watermark
+        events_max = self.options.lag_events_max
+        if store.projection.is_missing or not 0 < store.log.durable_lsn - watermark <= events_max or not watermark:
+            return
+        await anyio.to_thread.run_sync(visibility.memtable.load, store.log, watermark + 1)
+        self._opened_lsn = watermark
 
     async def _watch_rebuild(self, store: OpenStore) -> None:
         """Wait until the tables are built, and show how far they are.
@@ -490,7 +503,9 @@ class Engine:
             search = self._resolved(search)
             unseen = [] if memtable.is_empty else [each for each in search.namespaces if memtable.last_lsn(each)]
             if unseen and not self._visible.is_stuck(max(map(memtable.last_lsn, unseen))):
-                events = memtable.events(unseen, OVERLAID_MAX)
+                own = sum(map(memtable.event_count, unseen))
+                is_behind_others = len(memtable) > 2 * own
+                events = memtable.events(unseen, OVERLAID_BEHIND_OTHERS_MAX if is_behind_others else OVERLAID_MAX)
                 if events is not None:
                     return search, events
         await self.wait_for(consistency, timeout_seconds, search.namespaces)
@@ -612,7 +627,7 @@ class Engine:
             ProjectionUnavailableError: it does not end within ``read_timeout_seconds``.
         """
         seconds = self.options.read_timeout_seconds
-        with anyio.move_on_after(seconds):
+        with anyio.move_on_after(seconds), reading():
             return await anyio.to_thread.run_sync(run, limiter=self._readers, abandon_on_cancel=True)
         raise ProjectionUnavailableError(
             f"the read has not ended within {seconds:g} s: the database does not answer (is its server stopped or "

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from pixelmemory.log.contract import StoredEvent
-from pixelmemory.memory.events import MemoryAdded, MemoryDeleted, MemoryEvent, MemoryUpdated
+from pixelmemory.log.contract import EventLog, StoredEvent
+from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryDeleted, MemoryEvent, MemoryUpdated
 
 __all__ = ["Key", "Memtable"]
 
@@ -21,6 +21,9 @@ Key = tuple[str, str]
 
 #: a namespace keeps at most this part of the bytes, so that a load into one leaves room for the others
 SPACE_SHARE = 4
+
+#: what is read of the log at once
+LOADED_EVENTS, LOADED_BYTES = 1000, 1 << 20
 
 #: bytes that an event takes beside its texts and vector
 _EVENT_BYTES = 300
@@ -57,26 +60,38 @@ class Memtable:
     def add(self, last_lsn: int, events: Sequence[MemoryEvent]) -> None:
         """``events`` are durable; ``last_lsn`` is of the last of them."""
         for lsn, event in enumerate(events, last_lsn - len(events) + 1):
-            namespace, memory_id = event.namespace, event.memory_id
-            size = _size(event)
-            held = event
-            space = self._spaces.get(namespace)
-            if space is None:
-                space = self._spaces[namespace] = _Space({})
-            if self._bytes + size > self._bytes_max or space.bytes + size > self._bytes_max // SPACE_SHARE:
-                held, size = _stripped(event), 0
-            stored = StoredEvent(lsn, b"", 0, held)
-            before = space.memories.get(memory_id)
-            if before is None:
-                space.memories[memory_id] = [stored]
-            else:
-                before.append(stored)
-            space.last_lsn = lsn
-            space.event_count += 1
-            space.stripped += not size
-            space.bytes += size
-            self._bytes += size
-            self._events.append((lsn, (namespace, memory_id), size))
+            self._add(lsn, event)
+
+    def load(self, log: EventLog, first_lsn: int) -> None:
+        """Every event of ``log`` from ``first_lsn`` on is durable. Blocking; before anything is added."""
+        while first_lsn <= log.durable_lsn:
+            read = log.read(first_lsn, events_max=LOADED_EVENTS, bytes_max=LOADED_BYTES)
+            for stored in read:
+                if not isinstance(stored.event, EventRemoved):
+                    self._add(stored.lsn, stored.event)
+            first_lsn = read[-1].lsn + 1
+
+    def _add(self, lsn: int, event: MemoryEvent) -> None:
+        namespace, memory_id = event.namespace, event.memory_id
+        size = _size(event)
+        held = event
+        space = self._spaces.get(namespace)
+        if space is None:
+            space = self._spaces[namespace] = _Space({})
+        if self._bytes + size > self._bytes_max or space.bytes + size > self._bytes_max // SPACE_SHARE:
+            held, size = _stripped(event), 0
+        stored = StoredEvent(lsn, b"", 0, held)
+        before = space.memories.get(memory_id)
+        if before is None:
+            space.memories[memory_id] = [stored]
+        else:
+            before.append(stored)
+        space.last_lsn = lsn
+        space.event_count += 1
+        space.stripped += not size
+        space.bytes += size
+        self._bytes += size
+        self._events.append((lsn, (namespace, memory_id), size))
 
     def forget(self, watermark: int) -> None:
         """The tables show everything up to ``watermark``."""
@@ -106,6 +121,15 @@ class Memtable:
         """The last LSN of ``namespace`` that the tables do not show; 0 where they show everything."""
         space = self._spaces.get(namespace)
         return 0 if space is None else space.last_lsn
+
+    def __len__(self) -> int:
+        """How many events the tables do not show."""
+        return len(self._events)
+
+    def event_count(self, namespace: str) -> int:
+        """How many events of ``namespace`` the tables do not show."""
+        space = self._spaces.get(namespace)
+        return 0 if space is None else space.event_count
 
     def namespaces(self) -> list[str]:
         """The namespaces of events that the tables do not show."""

@@ -16,6 +16,7 @@ from pixelmemory.log.contract import StoredEvent
 from pixelmemory.options import Options
 from pixelmemory.projection.changes import Change, fold
 from pixelmemory.projection.scaling import has_direction, scaled
+from pixelmemory.readers import give_way
 
 __all__ = ["Batch", "EmbedTexts", "Preparer", "TruncatedTexts"]
 
@@ -25,6 +26,10 @@ _logger = logging.getLogger("pixelmemory.projector")
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 #: which of several texts are longer than the model reads
 TruncatedTexts = Callable[[Sequence[str]], Sequence[bool]]
+
+
+#: contents that are looked at before readers get their turn
+TEXTS_A_TURN = 50
 
 
 class Batch(NamedTuple):
@@ -87,7 +92,9 @@ class Preparer:
         vectors: dict[tuple[str, str], np.ndarray | None] = {}
         failed: dict[tuple[str, str], str] = {}
         wanted: dict[str, list[tuple[str, str]]] = {}
-        for key, change in changes.items():
+        for place, (key, change) in enumerate(changes.items()):
+            if place % TEXTS_A_TURN == 0:
+                give_way()
             if change.content is None or self._dimensions is None:
                 continue
             own = None if change.embedding is None else np.frombuffer(change.embedding, dtype="<f4")

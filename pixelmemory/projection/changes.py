@@ -18,8 +18,12 @@ import msgspec
 from pixelmemory.log.contract import StoredEvent
 from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryEvent, MemoryUpdated
 from pixelmemory.memory.state import UNKNOWN, MemoryState
+from pixelmemory.readers import give_way
 
 __all__ = ["Change", "fold"]
+
+#: events that are folded before readers get their turn
+EVENTS_A_TURN = 200
 
 
 class Change(msgspec.Struct, gc=False):
@@ -85,7 +89,9 @@ def fold(events: Iterable[StoredEvent]) -> dict[tuple[str, str], Change]:
     Events that were taken out of the log change nothing.
     """
     changes: dict[tuple[str, str], Change] = {}
-    for stored in events:
+    for place, stored in enumerate(events):
+        if place % EVENTS_A_TURN == 0:
+            give_way()
         event = stored.event
         if isinstance(event, EventRemoved):
             continue

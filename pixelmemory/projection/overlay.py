@@ -29,7 +29,7 @@ class Overlay:
 
     Args:
         host: what is applied.
-        changes: one a memory, of the namespaces that are read; what the tables show of them already does no harm.
+        changes: one a memory; what the tables show of them already does no harm.
         embed: the store's model behind its cache, or None.
     """
 
@@ -67,7 +67,9 @@ class Overlay:
 
     def _changed(self, search: Search) -> list[Row]:
         """The changed memories that satisfy ``search``, the last written first."""
-        patched = frozenset(change.key for change in self._changes if change.patch)
+        wanted = set(search.namespaces)
+        changes = [change for change in self._changes if change.namespace in wanted]
+        patched = frozenset(change.key for change in changes if change.patch)
         before: dict[tuple[str, str], Row] = {}
         if patched:
             only = Search(
@@ -82,7 +84,7 @@ class Overlay:
                 every = self._host.search(Search(search.namespaces, among=patched))
                 before = {row.key: row for row in every} | before
         found: list[tuple[Change, Row]] = []
-        for change in self._changes:
+        for change in changes:
             row = row_after(change, before.get(change.key))
             if row is not None and _satisfies(row, search):
                 found.append((change, row))

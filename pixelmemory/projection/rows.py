@@ -181,7 +181,7 @@ def row_after(change: Change, row: Row | None) -> Row | None:
     before: Sequence[Any] = (None,) * len(SHOWN) if change.insert or row is None else row[1 : 1 + len(SHOWN)]
     after = [_as_read(column.kind, column.of(change)) for column in SHOWN]
     values: list[Any] = [old if new is None else new for old, new in zip(before, after, strict=True)]
-    return Row._make([change.memory_id, *values, change.lsn, change.namespace])
+    return Row._make([change.memory_id, *values, change.lsn, change.namespace, None, None])
 
 
 def record_of(row: Row, *, named: bool = False) -> MemoryRecord:

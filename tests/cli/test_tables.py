@@ -145,7 +145,7 @@ def test_many_findings_are_counted_and_a_few_shown(
 
 
 def test_dead_letters(program: Program, open_memory: OpenMemory, store_name: str, tmp_path: Path) -> None:
-    with open_memory() as memory:
+    with open_memory(layout=Layout.PER_NAMESPACE) as memory:
         memory.add_entry("first")
         memory.flush()
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pixelmemory import Options, ProjectionError, ProjectionUnavailableError, StoreLockedError, UnavailableCause
@@ -66,6 +66,10 @@ def make_event(memory_id: str, kind: int, number: int) -> MemoryEvent:
             return MemoryUpdated(NAMESPACE, memory_id, None, b'{"m":%d}' % number)
         case _:
             return MemoryDeleted(NAMESPACE, memory_id)
+
+
+#: an example takes a second or more: what fails is shown as it was drawn
+UNSHRUNK = (Phase.explicit, Phase.generate)
 
 
 @st.composite
@@ -427,7 +431,7 @@ class HostContract:
         by_time = host.search(Search((NAMESPACE,), 14))
         assert host.search(Search((NAMESPACE,), 4, offset=9)) == by_time[9:13]
 
-    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10, suppress_health_check=list(HealthCheck), phases=UNSHRUNK)
     @given(data=st.data())
     def test_changes_laid_over_the_tables_are_what_applying_them_gives(
         self, open_host: OpenHost, data: st.DataObject

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pixelmemory import Memory, ProjectionUnavailableError
+from pixelmemory import Layout, Memory, ProjectionUnavailableError
 from tests.harness.engine_tools import open_memory, tables_path, vector, with_pixeltable
 
 SECONDS_MAX = 60.0
@@ -55,9 +56,8 @@ def _calls(memory: Memory) -> dict[str, Callable[[], object]]:
     ],
 )
 def test_health_and_reads_say_what_is_gone(dropped: str, direct_sql: bool, tmp_path: Path, store_name: str) -> None:
-    with open_memory(
-        tmp_path, store_name, direct_sql=direct_sql, wait_timeout_seconds=0.5, retry_seconds_min=0.01
-    ) as memory:
+    options: dict[str, Any] = {"direct_sql": direct_sql, "layout": Layout.PER_NAMESPACE}
+    with open_memory(tmp_path, store_name, wait_timeout_seconds=0.5, retry_seconds_min=0.01, **options) as memory:
         memory.add_entry("first", memory_id="first", embedding=vector(1))
         memory.flush(timeout=SECONDS_MAX)
         path = memory.get_namespace_table("default_namespace").get_metadata()["path"]
@@ -81,6 +81,6 @@ def test_health_and_reads_say_what_is_gone(dropped: str, direct_sql: bool, tmp_p
         if dropped == "metadata_text" and not direct_sql:
             with pytest.raises(ProjectionUnavailableError, match="is gone"):
                 memory.search(consistency="eventual")
-    with open_memory(tmp_path, store_name, direct_sql=direct_sql, rebuild=True) as memory:
+    with open_memory(tmp_path, store_name, rebuild=True, **options) as memory:
         assert memory.count() == 2
         assert memory.health().ok

@@ -148,8 +148,10 @@ def test_a_row_that_a_user_put_where_an_add_belongs_makes_way(
     tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:
     """The log is the truth: it acknowledged the memory before the row was there."""
+    from pixelmemory import Layout
+
     memory_id = uuid.uuid4()
-    with open_memory(tmp_path, store_name, linger_seconds=1.0) as memory:
+    with open_memory(tmp_path, store_name, linger_seconds=1.0, layout=Layout.PER_NAMESPACE) as memory:
         memory.add_entry("other", embedding=vector(1))
         memory.flush()
         memory.add_entry("of the log", memory_id=str(memory_id), embedding=vector(2))
@@ -267,6 +269,9 @@ def test_a_table_that_lost_a_column_is_no_fault_of_the_events(
     tmp_path: Path, store_name: str, options: dict[str, object], fault_report: FaultReport
 ) -> None:
     """They wait, health tells, and a rebuild has them all."""
+    from pixelmemory import Layout
+
+    options = {"layout": Layout.PER_NAMESPACE, **options}  # nobody waits for the making of its table
     with open_memory(tmp_path, store_name, wait_timeout_seconds=0, retry_seconds_min=0.01, **options) as memory:
         memory.add_entry("before", memory_id="before", embedding=vector(1))
         memory.flush(timeout=30)

@@ -67,7 +67,7 @@ def test_every_error_is_exported_and_explained() -> None:
 #: rooms that may import those of their own line and of the lines before it; the longest name that fits counts
 TIERS = (
     ("errors", "forks", "faults"),
-    ("paths", "quiet", "installed", "interrupts"),
+    ("paths", "quiet", "installed", "interrupts", "readers"),
     ("options", "models"),
     ("memory",),
     ("embedding",),

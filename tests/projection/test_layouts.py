@@ -125,7 +125,7 @@ def test_a_namespace_that_outgrows_the_shared_table_moves(tmp_path: Path, store_
         fill(memory, "ann", "bob", count=30)
         memory.flush()
         assert memory_tables(store_name) == {SHARED_TABLE}
-        memory.add_entries([{"content": f"{n}", "embedding": vector(n)} for n in range(15)], "ann")
+        memory.add_entries([{"content": f"{n}", "embedding": vector(n)} for n in range(100, 115)], "ann")
         memory.flush()
         assert len(memory_tables(store_name)) == 2
         assert memory.count("ann") == 45

@@ -180,7 +180,7 @@ def test_fields_that_are_not_known_are_not_guessed(open_memory: OpenMemory, stor
 
 
 def test_a_layout_is_said_in_words(open_memory: OpenMemory) -> None:
-    open_memory().close()
+    open_memory(layout=Layout.PER_NAMESPACE).close()
     with pytest.raises(ProjectionMismatchError) as raised:
         open_memory(layout=Layout.SHARED)
     expected = "the layout was a table for each namespace (per_namespace) and is now one table for all (shared)"

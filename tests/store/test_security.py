@@ -140,14 +140,13 @@ def test_a_text_that_means_something_elsewhere_is_a_text_here(
     for text in HOSTILE[2::9]:
         del kept.memories["ids", text]
     kept.assert_all(mem)
-    assert_nothing_else(tmp_path, store_name, len(mem.namespaces()) if layout is Layout.PER_NAMESPACE else 1)
+    has_own_tables = layout is Layout.PER_NAMESPACE or (layout is Layout.AUTO and not direct)
+    assert_nothing_else(tmp_path, store_name, len(mem.namespaces()) if has_own_tables else 1)
     mem.close()
     mem = open_memory(rebuild=True, **options)
     kept.assert_all(mem)
     mem.close()
-    assert_nothing_else(
-        tmp_path, store_name, len({at for at, _ in kept.memories}) if layout is not Layout.SHARED else 1
-    )
+    assert_nothing_else(tmp_path, store_name, len({at for at, _ in kept.memories}) if has_own_tables else 1)
 
 
 def assert_nothing_else(home: Path, store: str, memory_tables: int) -> None:

@@ -274,9 +274,9 @@ class PixeltableHost:
         """What ``read`` finds of ``search`` in each table."""
 
         def read_table(table: str, held: tuple[str, ...]) -> T:
-            if held == search.namespaces:
-                return read(table, search)
             if self.tables.is_shared(table):
+                return read(table, msgspec.structs.replace(search, namespaces=held))
+            if search.among is None and not search.without:
                 return read(table, msgspec.structs.replace(search, namespaces=held))
             among = None if search.among is None else frozenset(key for key in search.among if key[0] in held)
             without = frozenset(key for key in search.without if key[0] in held)
@@ -332,14 +332,14 @@ class PixeltableHost:
     def after_batch(self, changes: Collection[Change], lag_events: int) -> None:
         if self.indexes is None:
             return
+        if self.tables.layout is Layout.AUTO:
+            self._move_large(changes)
         inserted: Counter[str] = Counter()
         for change in changes:
             name = self.tables.name_of(change.namespace)
             if name is not None:
                 inserted[name] += change.insert - change.delete
         self.indexes.after_batch(inserted, lag_events)
-        if self.tables.layout is Layout.AUTO:
-            self._move_large(changes)
 
     def _move_large(self, changes: Collection[Change]) -> None:
         """Give the namespaces that have outgrown the shared table tables of their own."""

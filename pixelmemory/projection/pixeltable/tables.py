@@ -310,7 +310,7 @@ class TableSet:
         """Whether the table ``name`` holds several namespaces."""
         return name == SHARED_TABLE
 
-    def has_graph(self, name: str) -> bool:
+    def has_hnsw(self, name: str) -> bool:
         """Whether the table ``name`` gets an HNSW index: in one that namespaces leave when they are large, it would
         only be in the way."""
         return self.dimensions is not None and (not self.is_shared(name) or self.layout is Layout.SHARED)

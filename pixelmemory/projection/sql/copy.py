@@ -22,9 +22,12 @@ from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import Vectors
 from pixelmemory.projection.rows import COLUMNS, Kind
 from pixelmemory.projection.sql.physical import namespace_key
+from pixelmemory.readers import give_way
 
 __all__ = ["VECTOR_ELEMENTS", "RowEncoder", "copy_rows"]
 
+#: rows that are encoded before readers get their turn
+ROWS_A_TURN = 30
 #: bytes handed to the connection at once
 CHUNK_BYTES = 1 << 18
 #: the binary form of COPY: its signature, no flags, no extension
@@ -71,9 +74,11 @@ class RowEncoder:
         shared, schema = self._shared, self._schema
         count = 2 + self._column_count + (element is not None)
         key_of = functools.cache(lambda namespace: _bytes(namespace_key(namespace).bytes))
-        for rowid_, change in enumerate(changes, rowid):
+        for place, change in enumerate(changes):
+            if place % ROWS_A_TURN == 0:
+                give_way()
             key = memory_key(change.memory_id)
-            parts = [_row_head(count, 8, rowid_, 8, version)]
+            parts = [_row_head(count, 8, rowid + place, 8, version)]
             if shared:
                 parts += key_of(change.namespace), _bytes(key.bytes), _bytes(change.namespace.encode())
             else:

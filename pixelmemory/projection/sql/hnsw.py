@@ -117,7 +117,7 @@ class IndexKeeper:
 
     def _is_due(self, name: str) -> bool:
         """Whether the table ``name`` has to get its index."""
-        return self._tables.has_graph(name) and self._rows[name] >= self._rows_min and not self.has_index(name)
+        return self._tables.has_hnsw(name) and self._rows[name] >= self._rows_min and not self.has_index(name)
 
     def _connect(self) -> psycopg.Connection[Any]:
         return connect(self._tables.connection_string(), "pixelmemory upkeep")

@@ -51,7 +51,7 @@ class PhysicalTables(Protocol):
     def is_shared(self, name: str) -> bool:
         """Whether the table ``name`` holds several namespaces."""
 
-    def has_graph(self, name: str) -> bool:
+    def has_hnsw(self, name: str) -> bool:
         """Whether the table ``name`` gets an HNSW index once it is large."""
 
     def physical(self, name: str) -> PhysicalTable:
