@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,20 @@ import pytest
 
 from pixelmemory import AsyncMemory, Options, WaitTimeoutError
 from pixelmemory.engine.engine import OVERLAID_MAX
+from pixelmemory.faults import set_fault_hook
 from tests.harness.embedders import DIMENSIONS, HALF_DIMENSIONS, embed_far, embed_words, embedded, words_vector
 
 pytestmark = pytest.mark.anyio
+
+
+@contextlib.contextmanager
+def faults(hook: Callable[[str], object]) -> Iterator[None]:
+    """``hook`` is called at each fault point within the block."""
+    set_fault_hook(hook)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        set_fault_hook(None)
 
 
 @contextlib.asynccontextmanager
@@ -153,3 +164,46 @@ async def test_an_lsn_is_waited_for_whoever_wrote_it(mem: AsyncMemory) -> None:
         await mem.add_entry("text", "bob")
         with pytest.raises(WaitTimeoutError):
             await mem.search("ann", consistency=mem.last_lsn, timeout=0.2)
+
+
+async def test_what_a_life_left_unprojected_is_seen_without_a_wait(tmp_path: Path) -> None:
+    """The life before this one ended behind a backlog: its log has events that no table shows."""
+    options = Options(home=tmp_path, progress=False, wait_timeout_seconds=30)
+    given: dict[str, Any] = {"embedding_config": {"function": embed_words}, "options": options}
+    mem = AsyncMemory("left", **given)
+    async with mem:
+        await mem.add_entry("applied", "ann", memory_id="a")
+        await mem.flush()
+        assert mem._engine is not None
+        projector = mem._engine.store().projection.projector
+        projector.request(lambda: projector._stopping.wait(30))  # until it is closed
+        await mem.add_entry("hot tea", "ann", {"kind": "drink"}, memory_id="b")
+        await mem.update_memory("a", "ann", metadata={"kind": "changed"})
+        await mem.add_entry("of another", "bob", memory_id="c")
+        await mem._abandon()
+    may_go = threading.Event()
+    with faults(lambda name: may_go.wait(30) if name == "projector.apply.before" else None):
+        async with AsyncMemory("left", **given) as mem:
+            before = await everything(mem, ["a", "b", "c"])
+            assert before[1] == 2
+            assert (await mem.search("ann", "hot tea", limit=1, timeout=0))[0]["memory_id"] == "b"
+            assert await mem.add_entry("again", "ann", memory_id="b", if_exists="ignore") == "b"
+            assert await mem.count(timeout=0) == 3
+            assert (await mem.stats()).watermark == 1
+            may_go.set()
+            await mem.flush()
+            assert before == await everything(mem, ["a", "b", "c"])
+
+
+async def test_a_namespace_behind_others_is_laid_over_up_to_a_thousand_events(mem: AsyncMemory) -> None:
+    await mem.add_entry("first", "ann")
+    await mem.flush()
+    async with held(mem):
+        await mem.add_entries([{"content": f"tea {n}"} for n in range(OVERLAID_MAX + 1)], "ann")
+        with pytest.raises(WaitTimeoutError):
+            await mem.count("ann", timeout=0)
+        await mem.add_entries([{"content": f"other {n}"} for n in range(2 * OVERLAID_MAX)], "bob")
+        assert await mem.count("ann", timeout=0) == OVERLAID_MAX + 2
+        assert len(await mem.search("ann", "tea", limit=7, timeout=0)) == 7
+        with pytest.raises(WaitTimeoutError):
+            await mem.count("bob", timeout=0)

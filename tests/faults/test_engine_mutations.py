@@ -21,6 +21,11 @@ REPLAY = "faults/test_replay.py"
 DEATH = "faults/test_projector_death.py"
 DATABASE = "faults/test_engine_database.py"
 BATCHES = "faults/test_engine_batches.py::test_"
+WAITS = "engine/test_reads_that_wait.py::test_"
+HOLD = "engine/test_memtable.py::test_"
+SEVERAL = "engine/test_several_namespaces.py::test_"
+LAYOUTS = "projection/test_layouts.py::test_"
+LAID_OVER = "contract/test_host_contract.py::TestSql::test_changes_laid_over_the_tables_are_what_applying_them_gives"
 
 ONE_REFUSED = f"{REFUSED}one_refused_event_in_a_batch[default]"
 AILS = f"{DATABASE}::test_what_ails_the_database_is_no_fault_of_the_events[default]"
@@ -441,9 +446,86 @@ MUTATIONS = (
     Mutation(
         "a session does not see its own writes",
         "engine/engine",
-        "lsn = consistency if isinstance(consistency, int) else self.last_lsn",
-        "lsn = consistency if isinstance(consistency, int) else 0",
+        "                if events is not None:\n                    return search, events\n",
+        "                if events is not None:\n                    return search, []\n",
         (OWN_WRITES,),
+    ),
+    Mutation(
+        "what a read does not lay over the tables is not waited for",
+        "engine/engine",
+        "lsn = max([self._opened_lsn, *map(self._visible.memtable.last_lsn, namespaces)])",
+        "lsn = self._opened_lsn",
+        (f"{WAITS}more_than_a_read_lays_over_the_tables_is_waited_for",),
+    ),
+    Mutation(
+        "what a life left unprojected is forgotten",
+        "engine/engine",
+        "        await anyio.to_thread.run_sync(visibility.memtable.load, store.log, watermark + 1)\n",
+        "",
+        (f"{WAITS}what_a_life_left_unprojected_is_seen_without_a_wait",),
+    ),
+    Mutation(
+        "the memtable forgets what the tables do not show",
+        "engine/memtable",
+        "while events and events[0][0] <= watermark:",
+        "while events and events[0][0] <= watermark + 1:",
+        (f"{HOLD}it_is_the_end_of_the_log",),
+    ),
+    Mutation(
+        "a changed memory is found twice",
+        "projection/overlay",
+        "others = self._host.search(msgspec.structs.replace(search, without=self._keys, offset=0, limit=last))",
+        "others = self._host.search(msgspec.structs.replace(search, offset=0, limit=last))",
+        (f"{WAITS}a_read_sees_its_own_writes_before_the_tables_do[session]",),
+    ),
+    Mutation(
+        "an offset is applied before the changes are laid over",
+        "projection/overlay",
+        "without=self._keys, offset=0, limit=last)",
+        "without=self._keys)",
+        (LAID_OVER,),
+    ),
+    Mutation(
+        "a move and the registry commit apart",
+        "projection/pixeltable/writer",
+        "            registry.batch_update([registry_row(namespace, name)])\n",
+        "",
+        (f"{LAYOUTS}a_move_that_failed_leaves_every_memory_once[move.committed]",),
+    ),
+    Mutation(
+        "a move leaves its vectors behind",
+        "projection/pixeltable/writer",
+        "        if own.vector is not None and shared.vector is not None:\n",
+        "        if False and own.vector is not None and shared.vector is not None:\n",
+        (f"{LAYOUTS}vectors_move_exactly",),
+    ),
+    Mutation(
+        "a move that a kill cut short is not finished",
+        "projection/pixeltable/host",
+        "        for namespace in self.tables.unfinished_moves():\n",
+        "        for namespace in ():\n",
+        (f"{LAYOUTS}a_move_that_failed_leaves_every_memory_once[move.committed]",),
+    ),
+    Mutation(
+        "a namespace is not purged where it was before it moved",
+        "projection/pixeltable/tables",
+        "            return [name, SHARED_TABLE]\n",
+        "            return [name]\n",
+        ("projection/test_purge.py::test_what_has_moved_is_purged_where_it_was",),
+    ),
+    Mutation(
+        "a prefix is of characters",
+        "memory/namespaces",
+        "namespace.startswith(self.prefix + self.separator)",
+        "namespace.startswith(self.prefix)",
+        (f"{SEVERAL}a_prefix_is_whole_labels",),
+    ),
+    Mutation(
+        "a cursor over several namespaces does not know them apart",
+        "projection/sql/ranking",
+        '    place = f"{key}, {asked.namespace}"\n',
+        '    place = f"{key}, %(after_namespace)s"\n',
+        (f"{SEVERAL}a_cursor_over_several_visits_each_memory_once",),
     ),
     Mutation(
         "those who wait are not told of the projector's end",
@@ -470,7 +552,7 @@ MUTATIONS = (
     Mutation(
         "the shared table shows other namespaces",
         "projection/sql/reads",
-        "        if not self._tables.shared:\n            return LIVE, {}\n",
+        "        if not self._tables.is_shared(table):\n            return LIVE, {}\n",
         "        if True:\n            return LIVE, {}\n",
         (f"{CONTRACT}namespaces_are_kept_apart",),
     ),

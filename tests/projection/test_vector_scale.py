@@ -71,6 +71,7 @@ def test_scores_are_cosines_at_every_magnitude(open_memory: OpenMemory, dimensio
     mem = open_memory(embedding_config={"dimensions": dimensions}, direct_sql=direct_sql)
     vectors = vectors_of(dimensions)
     mem.add_entries([{"content": str(n), "embedding": vector} for n, vector in enumerate(vectors)])
+    mem.flush()
     near = tolerance(dimensions)
     for n, target in enumerate(vectors):
         expected = {str(k): cosine(vector, target) for k, vector in enumerate(vectors)}
