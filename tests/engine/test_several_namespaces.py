@@ -90,6 +90,7 @@ async def test_a_prefix_is_whole_labels(mem: AsyncMemory) -> None:
 
 async def test_a_cursor_over_several_visits_each_memory_once(mem: AsyncMemory) -> None:
     """Their times and ids are equal: the namespace decides."""
+    await mem.flush()
     for order in ("newest", "oldest"):
         places = [
             (memory["timestamp"], memory["memory_id"], memory["namespace"])

@@ -60,6 +60,7 @@ def test_idle_connections_are_let_go(tmp_path: Path, store_name: str, oracle: ps
     """What is left of an open store is the session of its claim."""
     with open_memory(tmp_path, store_name, connection_idle_seconds=0.3) as memory:
         memory.add_entry("x", embedding=vector(1))
+        memory.flush()
         threads = [threading.Thread(target=memory.search) for _ in range(8)]
         for thread in threads:
             thread.start()

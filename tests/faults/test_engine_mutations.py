@@ -25,7 +25,6 @@ WAITS = "engine/test_reads_that_wait.py::test_"
 HOLD = "engine/test_memtable.py::test_"
 SEVERAL = "engine/test_several_namespaces.py::test_"
 LAYOUTS = "projection/test_layouts.py::test_"
-LAID_OVER = "contract/test_host_contract.py::TestSql::test_changes_laid_over_the_tables_are_what_applying_them_gives"
 
 ONE_REFUSED = f"{REFUSED}one_refused_event_in_a_batch[default]"
 AILS = f"{DATABASE}::test_what_ails_the_database_is_no_fault_of_the_events[default]"
@@ -476,14 +475,14 @@ MUTATIONS = (
         "projection/overlay",
         "others = self._host.search(msgspec.structs.replace(search, without=self._keys, offset=0, limit=last))",
         "others = self._host.search(msgspec.structs.replace(search, offset=0, limit=last))",
-        (f"{WAITS}a_read_sees_its_own_writes_before_the_tables_do[session]",),
+        (f"{SEVERAL}they_see_what_the_tables_do_not_show_yet",),
     ),
     Mutation(
         "an offset is applied before the changes are laid over",
         "projection/overlay",
         "without=self._keys, offset=0, limit=last)",
         "without=self._keys)",
-        (LAID_OVER,),
+        (f"{SEVERAL}they_see_what_the_tables_do_not_show_yet",),
     ),
     Mutation(
         "a move and the registry commit apart",

@@ -320,4 +320,4 @@ def obstacles(home: str, name: str) -> dict[str, Any]:
 
 def _search_in_a_block(memory: Memory) -> None:
     with memory:
-        memory.search()
+        memory.search(consistency=memory.last_lsn)

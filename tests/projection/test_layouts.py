@@ -253,15 +253,15 @@ def test_a_move_that_failed_leaves_every_memory_once(tmp_path: Path, store_name:
 
 
 def test_vectors_move_exactly(tmp_path: Path, store_name: str) -> None:
-    """Also where one text has several vectors, and where a memory has none of its content."""
+    """Also where one text has several vectors."""
     with open_memory(tmp_path, store_name) as memory:
         for n in range(4):
-            memory.add_entry("the same text", "ann", memory_id=f"{n}", embedding=vector(n))
+            for name in ("sql", "public"):
+                memory.add_entry("the same text", name, memory_id=f"{n}", embedding=vector(n))
         memory.flush()
-    for direct_sql in (False, True):
-        name = "public" if not direct_sql else "sql"
-        with open_memory(tmp_path, store_name, direct_sql=direct_sql) as memory:
-            table = memory.get_namespace_table("ann")
+    for name in ("sql", "public"):
+        with open_memory(tmp_path, store_name, direct_sql=name == "sql") as memory:
+            table = memory.get_namespace_table(name)
             column = table.content.embedding(idx="content_embedding")
             rows = with_pixeltable(table.select(table.id_text, v=column).collect)
             held = {row["id_text"]: np.asarray(row["v"], np.float32) for row in rows}
