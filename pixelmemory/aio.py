@@ -393,6 +393,8 @@ class AsyncMemory:
         *,
         vector: Sequence[float] | np.ndarray | None = None,
         min_score: float | None = None,
+        distinct: float | None = None,
+        diversity: float | None = None,
         offset: int = 0,
         consistency: Consistency = "session",
         timeout: float | None = None,
@@ -410,6 +412,11 @@ class AsyncMemory:
             start_time, end_time: inclusive bounds of the creation time; naive means local time.
             vector: a query vector of the caller's, ``(dimensions,)``, in place of ``query``.
             min_score: the least similarity, -1 to 1; needs ``query`` or ``vector``.
+            distinct: leave out results whose cosine similarity to a better one is at least this, -1 to 1, such as 0.95
+                for near duplicates; needs ``query`` or ``vector``. Looks at the 10,000 best at most.
+            diversity: how much the difference of the results counts beside their similarity to the query, 0 to 1, such
+                as 0.3: they are chosen by maximal marginal relevance, out of four times ``limit`` or 50. Needs
+                ``query`` or ``vector``.
             offset: how many of the first results to leave out. To go through all of a namespace, use
                 :meth:`list_memories`: an offset skips and repeats where memories are added meanwhile.
             consistency: ``"session"`` sees every write to ``namespace`` that this handle has acknowledged;
@@ -439,6 +446,8 @@ class AsyncMemory:
             vector,
             min_score,
             offset=offset,
+            distinct=distinct,
+            diversity=diversity,
         )
         lsn = check_consistency(consistency)
         seconds = check_timeout(timeout)

@@ -148,6 +148,8 @@ def check_search(
     min_score: object,
     *,
     offset: object = 0,
+    distinct: object = None,
+    diversity: object = None,
 ) -> Search:
     """The conditions of a search."""
     options = rules.options
@@ -168,14 +170,10 @@ def check_search(
         if rules.dimensions is None:
             raise InvalidArgumentError("vector", "was given, and this store has no semantic search")
         checked_vector = np.frombuffer(check_vector(vector, rules.dimensions, "vector"), dtype="<f4")
-    if min_score is not None:
-        if isinstance(min_score, bool) or not isinstance(min_score, (int, float)):
-            raise InvalidTypeError("min_score", f"must be a number, not {type_name(min_score)}")
-        if not -1 <= min_score <= 1:
-            raise InvalidArgumentError("min_score", f"must be from -1 to 1, not {brief(min_score)}")
-        if query is None and vector is None:
-            raise InvalidArgumentError("min_score", "needs query or vector")
-        min_score = float(min_score)
+    has_score = query is not None or vector is not None
+    least = _check_of_score("min_score", min_score, -1, has_score=has_score)
+    similarity_max = _check_of_score("distinct", distinct, -1, has_score=has_score)
+    difference = _check_of_score("diversity", diversity, 0, has_score=has_score)
     return Search(
         namespaces,
         under=under,
@@ -187,9 +185,24 @@ def check_search(
         filter=parsed,
         start=None if start_us is None else from_timestamp(start_us),
         end=None if end_us is None else from_timestamp(end_us),
-        min_score=min_score,
+        min_score=least,
+        distinct=similarity_max,
+        diversity=difference,
         offset=check_limit(offset, "offset"),
     )
+
+
+def _check_of_score(field: str, value: object, minimum: int, *, has_score: bool) -> float | None:
+    """A number from ``minimum`` to 1 that only a search with a score can have."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(field, f"must be a number, not {type_name(value)}")
+    if not minimum <= value <= 1:
+        raise InvalidArgumentError(field, f"must be from {minimum} to 1, not {brief(value)}")
+    if not has_score:
+        raise InvalidArgumentError(field, "needs query or vector")
+    return float(value)
 
 
 def check_list(

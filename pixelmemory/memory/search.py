@@ -60,6 +60,10 @@ class Search(msgspec.Struct, frozen=True):
     end: dt.datetime | None = None
     #: of a ranking with a score
     min_score: float | None = None
+    #: of a ranking with a score: results whose similarity to a better one is at least this are left out
+    distinct: float | None = None
+    #: of a ranking with a score: 0 to 1, how much the difference of the results counts beside their score
+    diversity: float | None = None
     #: how many of the first results are left out; a list has ``after`` in its place
     offset: int = 0
     #: of a list: where it begins; None for its beginning

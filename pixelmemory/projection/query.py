@@ -17,6 +17,7 @@ from pixelmemory.projection.changes import Change
 from pixelmemory.projection.contract import Host
 from pixelmemory.projection.overlay import Overlay
 from pixelmemory.projection.rows import record_of
+from pixelmemory.projection.varied import varied
 
 __all__ = ["Query"]
 
@@ -44,7 +45,10 @@ class Query:
         Args:
             changes: those of its namespaces that the tables may not show yet.
         """
-        return [record_of(row, named=search.named) for row in self._over(changes).search(search)]
+        reads = self._over(changes)
+        is_plain = search.distinct is None and search.diversity is None
+        rows = reads.search(search) if is_plain else varied(search, reads.search)
+        return [record_of(row, named=search.named) for row in rows]
 
     def count(self, search: Search, changes: Collection[Change] = ()) -> int:
         """How many memories satisfy the conditions of ``search``."""
