@@ -452,10 +452,10 @@ class AsyncMemory:
         lsn = check_consistency(consistency)
         seconds = check_timeout(timeout)
         if wanted.query is not None and store.embedder is not None:
-            text, embedder = wanted.query, store.embedder
-            vector = await engine.read(lambda: embedder.embed_query(text))
-            wanted = msgspec.structs.replace(wanted, vector=vector)
+            wanted = msgspec.structs.replace(wanted, vector=await engine.embed_query(wanted.query))
         wanted, events = await engine.unseen(wanted, lsn, seconds)
+        if wanted.vector is not None and events:
+            await engine.embed_unseen(events)
         if (
             wanted.ranking is Ranking.NEWEST
             and not self._warned_of_question

@@ -14,8 +14,10 @@ from pixelmemory.errors import UnembeddableTextError
 
 __all__ = ["ContentVectors"]
 
-#: vectors that are embedded ahead and not taken yet; the oldest gives way
-AHEAD_MAX = 2048
+#: vectors that are made and not in the cache yet; the oldest gives way
+MADE_MAX = 2048
+#: texts that the projector embeds before a read gets its turn, at least
+PASS_MIN = 32
 
 
 class ContentVectors:
@@ -30,8 +32,9 @@ class ContentVectors:
         self._embedder = embedder
         self._cache = cache
         #: text -> its vector, in memory alone: an erase that runs beside a read leaves nothing on disk
-        self._ahead: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._ahead_lock = threading.Lock()
+        self._made: OrderedDict[str, np.ndarray] = OrderedDict()
+        #: held while the model works: a text is not embedded twice
+        self._lock = threading.Lock()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of ``texts``, for the tables: looks into the cache first, and writes there what is new.
@@ -45,36 +48,48 @@ class ContentVectors:
         Raises:
             UnembeddableTextError: the model has none for one of them.
         """
-        return self._embed(texts, keep=True)
+        found, vectors = self._cached(texts)
+        # the longest first, as the model takes them, and one pass at a time: a read need not wait for all of them
+        new = sorted(np.flatnonzero(~found).tolist(), key=lambda place: len(texts[place]), reverse=True)
+        size = max(self._embedder.batch_size, PASS_MIN)
+        for start in range(0, len(new), size):
+            self._make(texts, new[start : start + size], vectors)
+        if self._cache is not None and new:
+            self._cache.put_many([texts[place] for place in new], vectors[new])
+        with self._lock:
+            for place in new:
+                self._made.pop(texts[place], None)
+        return vectors
 
     def embed_ahead(self, texts: Sequence[str]) -> np.ndarray:
         """As :meth:`embed`, for a read of what is not in the tables yet. :meth:`embed` takes its vectors over."""
-        with self._ahead_lock:  # reads of the same texts do not embed them twice
-            vectors = self._embed(texts, keep=False)
-            self._ahead |= zip(texts, vectors, strict=True)
-            while len(self._ahead) > AHEAD_MAX:
-                self._ahead.popitem(last=False)
+        found, vectors = self._cached(texts)
+        self._make(texts, np.flatnonzero(~found).tolist(), vectors)
         return vectors
 
-    def _embed(self, texts: Sequence[str], *, keep: bool) -> np.ndarray:
-        if self._cache is None:
-            found = np.zeros(len(texts), dtype=np.bool_)
-            vectors = np.zeros((len(texts), self._embedder.dimensions), dtype=np.float32)
-        else:
-            found, vectors = self._cache.get_many(texts)
-        new = np.flatnonzero(~found)
-        unknown: list[int] = []
-        for place in new.tolist():
-            vector = self._ahead.pop(texts[place], None) if keep else self._ahead.get(texts[place])
-            if vector is None:
-                unknown.append(place)
-            else:
-                vectors[place] = vector
-        if unknown:
+    def _cached(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Which of ``texts`` are in the cache, and their vectors."""
+        if self._cache is not None:
+            return self._cache.get_many(texts)
+        return np.zeros(len(texts), dtype=np.bool_), np.zeros((len(texts), self._embedder.dimensions), dtype=np.float32)
+
+    def _make(self, texts: Sequence[str], places: Sequence[int], vectors: np.ndarray) -> None:
+        """Embed the texts at ``places`` into ``vectors``; what is made already is taken."""
+        with self._lock:
+            unknown: list[int] = []
+            for place in places:
+                vector = self._made.get(texts[place])
+                if vector is None:
+                    unknown.append(place)
+                else:
+                    vectors[place] = vector
+            if not unknown:
+                return
             try:
                 vectors[unknown] = self._embedder.embed_documents([texts[place] for place in unknown])
             except UnembeddableTextError as error:
                 raise UnembeddableTextError(unknown[error.index], error.reason) from error
-        if keep and len(new) and self._cache is not None:
-            self._cache.put_many([texts[place] for place in new.tolist()], vectors[new])
-        return vectors
+            for place in unknown:
+                self._made[texts[place]] = vectors[place].copy()
+            while len(self._made) > MADE_MAX:
+                self._made.popitem(last=False)

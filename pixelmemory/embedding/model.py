@@ -73,8 +73,12 @@ class Embedder(Protocol):
             EmbeddingError: the model failed otherwise.
         """
 
-    def embed_query(self, text: str) -> NDArray[np.float32]:
-        """Vector of a query, shape ``(dimensions,)``. Raises as :meth:`embed_documents`."""
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of queries, shape ``(len(texts), dimensions)``. Raises as :meth:`embed_documents`."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many texts it embeds in one pass."""
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which of ``texts``, contents without a prompt, are longer than it reads; in their order."""
@@ -121,7 +125,7 @@ class SentenceTransformerEmbedder:
         self._turn = _FairLock()
         self._normalize = config.normalize
         on_cpu = self._model.device.type == "cpu"
-        self._batch_size = config.batch_size or (_BATCH_SIZE_CPU if on_cpu else _BATCH_SIZE_ACCELERATOR)
+        self.batch_size = config.batch_size or (_BATCH_SIZE_CPU if on_cpu else _BATCH_SIZE_ACCELERATOR)
         self.query_prompt, self.document_prompt = _prompts(self._model, source, config)
         self.dimensions = self._measure(source, config)
         self.window = _window(self._model, self.document_prompt)
@@ -140,8 +144,8 @@ class SentenceTransformerEmbedder:
         # one length beside the next, so that little is padded; the longest first, so that memory runs out at once
         distinct = sorted(first_rows, key=len, reverse=True)
         vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
-        for start in range(0, len(distinct), self._batch_size):
-            batch = distinct[start : start + self._batch_size]
+        for start in range(0, len(distinct), self.batch_size):
+            batch = distinct[start : start + self.batch_size]
             with self._turn:  # for one batch only: a query need not wait for them all
                 made = self._encode(self._model.encode_document, batch, self.document_prompt)
             vectors[start : start + len(batch)] = made
@@ -149,13 +153,12 @@ class SentenceTransformerEmbedder:
         places = {text: place for place, text in enumerate(distinct)}
         return vectors[[places[text] for text in texts]]
 
-    def embed_query(self, text: str) -> NDArray[np.float32]:
-        """See :meth:`Embedder.embed_query`."""
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See :meth:`Embedder.embed_queries`."""
         with self._turn:
-            vectors = self._encode(self._model.encode_query, [text], self.query_prompt)
-        self._finish(vectors, [0])
-        vector: NDArray[np.float32] = vectors[0]
-        return vector
+            vectors = self._encode(self._model.encode_query, list(texts), self.query_prompt)
+        self._finish(vectors, list(range(len(texts))))
+        return vectors
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """See :meth:`Embedder.truncated`. Tokenizes what may be too long: about 2 us a token, on one core."""
@@ -164,8 +167,8 @@ class SentenceTransformerEmbedder:
         if window is None:
             return cut
         asked = [place for place, text in enumerate(texts) if window.may_cut(text)]
-        for start in range(0, len(asked), self._batch_size):
-            places = asked[start : start + self._batch_size]
+        for start in range(0, len(asked), self.batch_size):
+            places = asked[start : start + self.batch_size]
             with self._turn:  # a tokenizer keeps how it truncates, and a pass through the model sets it
                 tokens = self._model.tokenizer(
                     [self.document_prompt + texts[place] for place in places],
@@ -186,7 +189,7 @@ class SentenceTransformerEmbedder:
             vectors = encode(
                 texts,
                 prompt=prompt,
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 show_progress_bar=False,
                 convert_to_numpy=True,
                 normalize_embeddings=False,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -28,8 +28,10 @@ from pixelmemory.engine.health import health_of, stats_of
 from pixelmemory.engine.key_locks import KeyLocks
 from pixelmemory.engine.opening import Opening
 from pixelmemory.engine.room import Room
+from pixelmemory.engine.together import EmbeddedTogether
 from pixelmemory.engine.visibility import Visibility
 from pixelmemory.errors import (
+    EmbeddingError,
     LogError,
     ProjectionUnavailableError,
     StoreClosedError,
@@ -53,6 +55,9 @@ from pixelmemory.readers import reading
 from pixelmemory.store.compaction import compact
 from pixelmemory.store.opening import open_store
 from pixelmemory.store.store import OpenStore
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Engine"]
 
@@ -130,6 +135,9 @@ class Engine:
         #: set once it is open, or could not be opened
         self._opened = anyio.Event()
         self._closed = anyio.Event()
+        #: of a store with a model
+        self._queries: EmbeddedTogether | None = None
+        self._contents: EmbeddedTogether | None = None
         #: what waits for the projection, once the store is open; loop
         self._visibility: Visibility | None = None
         #: holds writers back; loop
@@ -231,6 +239,10 @@ class Engine:
         self._visibility = Visibility(store)
         self._opened_lsn = self.last_lsn = store.log.durable_lsn
         self._last_created_us = store.last_logged_us
+        if store.embedder is not None:
+            self._queries = EmbeddedTogether(store.embedder.embed_queries, self.read)
+        if store.contents is not None:
+            self._contents = EmbeddedTogether(store.contents.embed_ahead, self.read)
         try:
             await self._take_up(store, self._visibility)
             store.projection.projector.start()
@@ -619,6 +631,23 @@ class Engine:
         return found
 
     # -- reading
+
+    async def embed_query(self, text: str) -> np.ndarray:
+        """The vector of a query, float32, ``(dimensions,)``; the store has a model.
+
+        Raises:
+            EmbeddingError: the model failed on it.
+        """
+        assert self._queries is not None
+        return (await self._queries.vectors([text]))[0]
+
+    async def embed_unseen(self, events: Sequence[StoredEvent]) -> None:
+        """Embed the contents of ``events``, which a read by meaning is about to lay over the tables."""
+        changes = self.store().projection.changes(events)
+        texts = [change.content for change in changes if change.content is not None and change.embedding is None]
+        if texts and self._contents is not None:
+            with contextlib.suppress(EmbeddingError):  # the read comes to it, and says what is wrong
+                await self._contents.vectors(texts)
 
     async def read(self, run: Callable[[], T]) -> T:
         """Run a blocking read on one of the reader threads. It changes nothing: nobody waits for a cancelled one.

@@ -295,7 +295,7 @@ def _open_projection(
         dimensions=store.dimensions,
         schema=store.schema.fingerprint if store.schema is not None else None,
     )
-    contents = None if store.embedder is None else ContentVectors(store.embedder, cache)
+    contents = store.contents = None if store.embedder is None else ContentVectors(store.embedder, cache)
     embed_texts = None if contents is None else contents.embed
     try:
         store.projection = Projection.open(

@@ -16,6 +16,7 @@ from pixelmemory.store.erase import Eraser
 from pixelmemory.store.maintenance import Maintenance
 
 if TYPE_CHECKING:
+    from pixelmemory.embedding.cached import ContentVectors
     from pixelmemory.projection.projection import Projection
     from pixelmemory.projection.query import Query
 
@@ -30,6 +31,7 @@ class OpenStore:
         log, projection, query, maintenance, eraser: its parts.
         schema: checked before each append, or None.
         embedder: the model, or None.
+        contents: the vectors that it makes of contents, or None.
         dimensions: of a vector, or None without semantic search.
         rules: what it accepts.
         last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
@@ -47,6 +49,7 @@ class OpenStore:
         self.options = options
         self.schema: Schema | None = None
         self.embedder: Embedder | None = None
+        self.contents: ContentVectors | None = None
         self.dimensions: int | None = None
         self.last_logged_us = 0
         self.rules = Rules(options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ import pytest
 
 from pixelmemory import UnembeddableTextError
 from pixelmemory.embedding import Embedder
-from pixelmemory.embedding.cached import AHEAD_MAX, ContentVectors
+from pixelmemory.embedding.cached import MADE_MAX, PASS_MIN, ContentVectors
 from pixelmemory.embedding.vector_cache import VectorCache
 
 
@@ -19,11 +21,17 @@ class Model:
     """Gives each text its length; refuses the empty one."""
 
     dimensions = 2
+    batch_size = 4
 
     def __init__(self) -> None:
         self.embedded: list[str] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.asked = threading.Event()
 
     def embed_documents(self, texts: Sequence[str]) -> Any:
+        self.asked.set()
+        self.may_go.wait()
         if "" in texts:
             raise UnembeddableTextError(list(texts).index(""), "it is empty")
         self.embedded += texts
@@ -64,7 +72,7 @@ def test_what_a_read_embeds_is_not_on_disk(cache: VectorCache) -> None:
 def test_what_is_kept_in_memory_is_bounded(cache: VectorCache) -> None:
     model = Model()
     contents = ContentVectors(cast(Embedder, model), cache)
-    texts = [f"text {n}" for n in range(AHEAD_MAX + 1)]
+    texts = [f"text {n}" for n in range(MADE_MAX + 1)]
     contents.embed_ahead(texts)
     contents.embed(texts)
     assert model.embedded == [*texts, texts[0]]
@@ -77,3 +85,19 @@ def test_a_text_without_a_vector_is_named_by_its_place(cache: VectorCache, call:
     with pytest.raises(UnembeddableTextError) as caught:
         getattr(contents, call)(["known", "new", ""])
     assert caught.value.index == 2
+
+
+def test_what_the_tables_are_about_to_have_is_not_embedded_for_a_read_too(cache: VectorCache) -> None:
+    """Nor does the read wait for more than the pass that goes on."""
+    model = Model()
+    contents = ContentVectors(cast(Embedder, model), cache)
+    texts = [f"{n:0{n + 1}}" for n in range(3 * PASS_MIN)]  # the longest first
+    model.may_go.clear()
+    with ThreadPoolExecutor(2) as threads:
+        whole = threads.submit(contents.embed, texts)
+        model.asked.wait()
+        read = threads.submit(contents.embed_ahead, [texts[-1], texts[0]])
+        model.may_go.set()
+        assert np.array_equal(read.result(), vectors_of([texts[-1], texts[0]]))
+        assert np.array_equal(whole.result(), vectors_of(texts))
+    assert sorted(model.embedded) == sorted(texts)

@@ -61,7 +61,7 @@ def assert_prompts(path: Path, query: str, document: str, **keys: object) -> Non
     documents = by_hand(path, [document + text for text in TEXTS])
     queries = by_hand(path, [query + text for text in TEXTS])
     np.testing.assert_allclose(embedder.embed_documents(TEXTS), documents, atol=1e-5)
-    np.testing.assert_allclose(np.stack([embedder.embed_query(text) for text in TEXTS]), queries, atol=1e-5)
+    np.testing.assert_allclose(embedder.embed_queries(TEXTS), queries, atol=1e-5)
 
 
 # -- prompts
@@ -133,7 +133,7 @@ def test_a_real_model_finds_what_is_meant(minilm: Embedder) -> None:
     assert vectors.shape == (3, 384)
     assert vectors.dtype == np.float32
     for query, best in [("when must the bill be paid?", 0), ("pets and their habits", 1), ("out of RAM", 2)]:
-        assert int(np.argmax(vectors @ minilm.embed_query(query))) == best
+        assert int(np.argmax(vectors @ minilm.embed_queries([query])[0])) == best
 
 
 def test_vectors_have_length_one_unless_asked_otherwise(bert: Path) -> None:
@@ -182,7 +182,7 @@ def test_dimensions_cut_the_vectors(bert: Path) -> None:
     embedder = opened(bert, dimensions=8)
     assert embedder.dimensions == 8
     np.testing.assert_allclose(embedder.embed_documents(TEXTS), by_hand(bert, TEXTS, truncate_dim=8), atol=1e-5)
-    assert embedder.embed_query("cat").shape == (8,)
+    assert embedder.embed_queries(["cat"])[0].shape == (8,)
 
 
 def test_dimensions_beyond_the_models_are_refused(bert: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_vector_that_is_not_finite_names_its_text(bert: Path) -> None:
     del texts[3]
     assert np.isfinite(embedder.embed_documents(texts)).all()
     with pytest.raises(UnembeddableTextError) as caught:
-        embedder.embed_query("refused")
+        embedder.embed_queries(["refused"])[0]
     assert caught.value.index == 0
 
 
@@ -230,7 +230,7 @@ def test_a_zero_vector_names_its_text(tmp_path: Path) -> None:
         embedder.embed_documents(["cat", "dog", "refused"])
     assert caught.value.index == 2
     with pytest.raises(UnembeddableTextError):
-        embedder.embed_query("")
+        embedder.embed_queries([""])[0]
 
 
 # -- fingerprints
@@ -283,12 +283,12 @@ def test_the_types_of_half_precision_are_one_model(bert: Path) -> None:
 
 def test_threads_share_one_model(bert: Path) -> None:
     embedder = opened(bert, batch_size=2)
-    expected, query = embedder.embed_documents(TEXTS), embedder.embed_query("cat")
+    expected, query = embedder.embed_documents(TEXTS), embedder.embed_queries(["cat"])[0]
     wrong: list[str] = []
 
     def work(number: int) -> None:
         for _ in range(10):
-            if number % 2 and not np.allclose(embedder.embed_query("cat"), query, atol=1e-6):
+            if number % 2 and not np.allclose(embedder.embed_queries(["cat"])[0], query, atol=1e-6):
                 wrong.append("query")
             if not number % 2 and not np.allclose(embedder.embed_documents(TEXTS), expected, atol=1e-6):
                 wrong.append("documents")
@@ -338,8 +338,8 @@ def test_a_real_e5_model_is_given_its_prompts() -> None:
     assert_prompts(path, "query: ", "passage: ")
     embedder = opened(path)
     vectors = embedder.embed_documents(["The invoice is due on Friday.", "Cats sleep most of the day."])
-    assert int(np.argmax(vectors @ embedder.embed_query("when must the bill be paid?"))) == 0
-    assert int(np.argmax(vectors @ embedder.embed_query("what do pets do?"))) == 1
+    assert int(np.argmax(vectors @ embedder.embed_queries(["when must the bill be paid?"])[0])) == 0
+    assert int(np.argmax(vectors @ embedder.embed_queries(["what do pets do?"])[0])) == 1
 
 
 @pytest.mark.skipif(E5_VARIABLE not in os.environ, reason=f"{E5_VARIABLE} names no folder with an E5 model")
@@ -347,5 +347,7 @@ def test_a_real_e5_model_without_its_own_prompts_is_known_by_its_name(tmp_path: 
     original = Path(os.environ[E5_VARIABLE])
     folder = Path(shutil.copytree(original, tmp_path / "multilingual-e5-small"))
     set_prompts(folder, {"query": "", "document": ""})
-    np.testing.assert_allclose(opened(folder).embed_query("cat"), opened(original).embed_query("cat"), atol=1e-5)
+    np.testing.assert_allclose(
+        opened(folder).embed_queries(["cat"])[0], opened(original).embed_queries(["cat"])[0], atol=1e-5
+    )
     assert opened(folder).fingerprint == opened(original).fingerprint

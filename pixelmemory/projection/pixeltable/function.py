@@ -46,6 +46,9 @@ class FunctionEmbedder:
         self.fingerprint = f"function:{self._function.self_path or self._function.name}:{self.dimensions}"
         self.label = embedding_label(self.fingerprint, None)
 
+    #: each text is a call
+    batch_size = 1
+
     @property
     def window(self) -> None:
         """Not known of a function."""
@@ -70,10 +73,9 @@ class FunctionEmbedder:
                 vectors[index] = vector
         return vectors
 
-    def embed_query(self, text: str) -> np.ndarray:
-        """Vector of a query, float32, ``(dimensions,)``: as a document's, the function knows no difference."""
-        with self._lock:
-            return self._checked(text, 0)
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of queries, float32, ``(len(texts), dimensions)``: the function knows no difference to a document."""
+        return self.embed_documents(texts)
 
     def _checked(self, text: str, index: int) -> np.ndarray:
         vector = self._one(text)
