@@ -8,7 +8,7 @@ from __future__ import annotations
 from pixelmemory.aio import AsyncMemory
 from pixelmemory.errors import *  # noqa: F403 - the whole tree is public
 from pixelmemory.errors import __all__ as _errors
-from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats, StoreRecord, to_json
 from pixelmemory.options import Layout, Options, SyncMode
 from pixelmemory.sync import Memory
 
@@ -23,6 +23,8 @@ __all__ = [
     "MemoryRecord",
     "Options",
     "Stats",
+    "StoreRecord",
     "SyncMode",
+    "to_json",
     *_errors,
 ]

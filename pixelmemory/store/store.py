@@ -32,6 +32,7 @@ class OpenStore:
         embedder: the model, or None.
         dimensions: of a vector, or None without semantic search.
         rules: what it accepts.
+        is_temporary: its close removes its home and its tables.
         last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
     """
 
@@ -48,6 +49,7 @@ class OpenStore:
         self.schema: Schema | None = None
         self.embedder: Embedder | None = None
         self.dimensions: int | None = None
+        self.is_temporary = False
         self.last_logged_us = 0
         self.rules = Rules(options)
         self._stack = stack

@@ -339,39 +339,3 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("MANIFEST")), "a store is not made for a model that does not load"
     with Memory("no_model", embedding_config=None, options=Options(home=tmp_path)) as mem:
         assert mem.count() == 0
-
-
-@pytest.mark.parametrize("layout", list(Layout))
-def test_a_question_taken_for_a_namespace_is_told_once(
-    tmp_path: Path, layout: Layout, caplog: pytest.LogCaptureFixture
-) -> None:
-    def told() -> list[str]:
-        return [
-            each.getMessage() for each in caplog.records if (each.name, each.levelname) == ("pixelmemory", "WARNING")
-        ]
-
-    options = Options(home=tmp_path, progress=False, layout=layout)
-    with Memory(f"question_{layout.value}", None, {"dimensions": 2}, options=options) as mem:
-        mem.add_entry("Ada prefers tea", embedding=[1, 0])
-        mem.add_entry("gone", "an old namespace", memory_id="gone", embedding=[1, 0])
-        mem.flush()
-        mem.delete_memory("gone", "an old namespace")
-        meant: list[dict[str, Any]] = [
-            {},
-            {"namespace": "ada"},  # no whitespace: a name
-            {"namespace": "an old namespace"},  # it held something once
-            {"namespace": "what does Ada drink?", "vector": [1, 0]},  # a query is given
-        ]
-        for arguments in meant:
-            mem.search(**arguments)
-        assert mem.erase_namespace("no such space") == 0
-        assert mem.truncated_memories("no such space") == []
-        assert told() == []
-        for question in ("what does Ada drink?", "and\twhat does Bob?"):
-            assert mem.search(question) == []
-            assert mem.search(question, metadata_filter={"a": 1}) == []
-        said = "search() was given the namespace 'what does Ada drink?', which holds no memory: did you mean query=...?"
-        assert told() == [said]
-    with Memory(f"question_{layout.value}", None, {"dimensions": 2}, options=options) as mem:
-        mem.search("what does Ada drink?")
-        assert told() == [said, said], "each handle says it once"
