@@ -16,7 +16,6 @@ from pixelmemory import (
     InvalidArgumentError,
     InvalidFilterError,
     InvalidTypeError,
-    Layout,
     LimitExceededError,
     Memory,
     ModelLoadError,

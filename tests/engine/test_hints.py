@@ -1,4 +1,4 @@
-"""One warning for each kind of call that is legal and surely not meant; none for what is meant; nothing waits for it."""
+"""One warning for each kind of call that is legal and surely not meant; none for what is meant."""
 
 from __future__ import annotations
 
@@ -221,6 +221,6 @@ def test_what_the_log_alone_may_know_is_not_called_unknown(mem: Memory, told: Ca
     engine.hints._opened_lsn = engine.last_lsn + 1  # as where the tables have not caught up with the log
     assert mem.search("anne", consistency="eventual") == []
     assert told() == []
-    engine.hints._opened_lsn = engine.last_lsn
+    engine.hints._opened_lsn = mem.flush()
     assert mem.search("anne", consistency="eventual") == []
     assert len(told()) == 1
