@@ -7,7 +7,7 @@ import decimal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,10 @@ from pixelmemory import (
     Options,
     PixelmemoryError,
 )
+from tests.harness.embedders import embed_words
+
+if TYPE_CHECKING:  # at run time there are several modules of this name
+    from tests.conftest import OpenMemory
 
 DIMENSIONS = 4
 VECTOR = [1.0, 2.0, 3.0, 4.0]
@@ -338,3 +342,14 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("MANIFEST")), "a store is not made for a model that does not load"
     with Memory("no_model", embedding_config=None, options=Options(home=tmp_path)) as mem:
         assert mem.count() == 0
+
+
+@pytest.mark.parametrize("query", ["", " ", "\n\t ", "\u3000"])
+@pytest.mark.parametrize("config", [None, {"dimensions": 2}, {"function": embed_words}], ids=["none", "given", "model"])
+def test_an_empty_query(open_memory: OpenMemory, query: str, config: object) -> None:
+    mem = open_memory(embedding_config=config)
+    with pytest.raises(
+        InvalidArgumentError, match="query is empty: pass a text, or no query to get the newest"
+    ) as raised:
+        mem.search("", query, -1)  # before anything else that is wrong
+    assert raised.value.field == "query"
