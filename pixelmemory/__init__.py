@@ -9,7 +9,7 @@ from pixelmemory.aio import AsyncMemory
 from pixelmemory.errors import *  # noqa: F403 - the whole tree is public
 from pixelmemory.errors import __all__ as _errors
 from pixelmemory.memory.namespaces import Under
-from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats, StoreRecord, to_json
 from pixelmemory.options import Layout, Options, SyncMode
 from pixelmemory.sync import Memory
 
@@ -24,7 +24,9 @@ __all__ = [
     "MemoryRecord",
     "Options",
     "Stats",
+    "StoreRecord",
     "SyncMode",
     "Under",
+    "to_json",
     *_errors,
 ]

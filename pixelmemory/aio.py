@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import logging
 import sys
+import tempfile
+import uuid
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 
 from pixelmemory.engine.engine import Engine
@@ -21,7 +24,6 @@ from pixelmemory.errors import (
     InvalidTypeError,
     MemoryExistsError,
     StoreClosedError,
-    brief,
     type_name,
 )
 from pixelmemory.interrupts import uninterrupted
@@ -33,6 +35,7 @@ from pixelmemory.memory.arguments import (
     check_if_exists,
     check_list,
     check_merge,
+    check_progress,
     check_search,
     check_timeout,
     check_updated,
@@ -43,12 +46,13 @@ from pixelmemory.memory.events import MemoryAdded, MemoryDeleted, MemoryEvent
 from pixelmemory.memory.identity import new_memory_id
 from pixelmemory.memory.namespaces import EVERYWHERE, Under
 from pixelmemory.memory.paging import text_after
-from pixelmemory.memory.search import Position, Ranking, Search
+from pixelmemory.memory.search import Position, Search
 from pixelmemory.memory.values import check_limit, check_memory_id, check_namespace
-from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats, StoreRecord
 from pixelmemory.options import Options
 from pixelmemory.store.opening import check_name
 from pixelmemory.store.store import OpenStore
+from pixelmemory.store.stores import destroy_store, list_stores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +63,6 @@ __all__ = ["AsyncMemory", "Consistency", "Namespaces"]
 DEFAULT_NAMESPACE = "default_namespace"
 DEFAULT_EMBEDDING = "intfloat/e5-large-v2"
 
-_logger = logging.getLogger("pixelmemory")
 _numbers = itertools.count()
 
 #: memories that a delete by conditions finds and deletes at once
@@ -128,17 +131,15 @@ class AsyncMemory:
         options: Options | None = None,
     ) -> None:
         self._name = check_name(name)
-        if options is not None and not isinstance(options, Options):
-            raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type_name(options)}")
         self._schema = schema
         self._embedding_config = embedding_config
-        self._options = options or Options()
+        self._options = _checked(options)
         self._engine: Engine | None = None
         #: what the engine knows this handle by
         self._number = next(_numbers)
         self._closed = False
-        #: whether it was said that a search names a namespace that reads like a question
-        self._warned_of_question = False
+        #: whether its close removes its home and its tables
+        self._temporary = False
 
     @classmethod
     async def open(
@@ -162,11 +163,90 @@ class AsyncMemory:
         await self._open()
         return self
 
+    @classmethod
+    def temporary(
+        cls, schema: object = None, embedding_config: object = None, *, options: Options | None = None
+    ) -> Self:
+        """A throw-away store, for tests: nothing of it is left once it is closed.
+
+        ::
+
+            async with AsyncMemory.temporary() as mem:
+                await mem.add_entry("Ada prefers tea")
+
+        Its home is a folder of its own among the temporary files. Its tables are in the Pixeltable that this process
+        uses (``PIXELTABLE_HOME``), which starts with the first store, so later ones open in a fraction of a second. A
+        close waits for nothing. Where the process is killed, the folder and the tables are left.
+
+        Args:
+            schema, options: as for :class:`AsyncMemory`; the options name no ``home``.
+            embedding_config: as for :class:`AsyncMemory`. Default: no semantic search, since a model takes seconds to
+                load.
+
+        Returns:
+            A handle; :class:`AsyncMemory` opens it with ``async with``, :class:`Memory` gives it open.
+
+        Raises:
+            As :meth:`open`; InvalidArgumentError for options with a ``home``.
+        """
+        given = _checked(options)
+        if given.home is not None:
+            raise InvalidArgumentError("options", "has a home, and a temporary store has one of its own")
+        home = Path(tempfile.gettempdir(), f"pixelmemory-{uuid.uuid4().hex}")  # made by the open, for this user alone
+        self = cls("temporary", schema, embedding_config, options=msgspec.structs.replace(given, home=home))
+        self._temporary = True
+        return self
+
+    @classmethod
+    async def stores(cls, *, options: Options | None = None) -> list[StoreRecord]:
+        """The stores of a home, by name. Opens none of them.
+
+        Args:
+            options: say which home. Default: as for :class:`AsyncMemory`.
+
+        Returns:
+            Dicts with ``name``, ``path`` and ``bytes``, the size of the files in the folder ``path``.
+
+        Raises:
+            StoreError: the home cannot be read.
+        """
+        checked = _checked(options)
+        return await anyio.to_thread.run_sync(list_stores, checked)
+
+    @classmethod
+    async def destroy(cls, name: str, *, confirm: str, options: Options | None = None) -> None:
+        """Remove a store for good: its log, its tables with what users added to them, and its vector cache.
+
+        ::
+
+            await AsyncMemory.destroy("agent", confirm="agent")
+
+        Starts Pixeltable, to drop the tables. A destroy that was interrupted is finished by the next one; until then
+        the store cannot be opened. A cancelled call goes on to its end. To have what a store held leave PostgreSQL's
+        files at once, call :meth:`erase_namespace` before.
+
+        Args:
+            name: of the store.
+            confirm: the name once more.
+            options: say which home. Default: as for :class:`AsyncMemory`.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument, or ``confirm`` is not ``name``.
+            StoreLockedError: the store is open, here or in another process.
+            StoreError: there is no such store, or a file of it cannot be removed.
+            ManifestError: its manifest, which says which tables are its, cannot be read.
+            ProjectionUnavailableError: Pixeltable does not start.
+        """
+        checked_name, checked = check_name(name), _checked(options)
+        await anyio.to_thread.run_sync(destroy_store, checked_name, confirm, checked)
+
     async def _open(self) -> None:
         if self._engine is not None:
             raise StoreClosedError("this handle was opened before; make a new one")
         self._engine = await Engine.open(
-            self._name, self._schema, self._embedding_config, self._options, handle=self._number
+            *(self._name, self._schema, self._embedding_config, self._options),
+            handle=self._number,
+            temporary=self._temporary,
         )
 
     async def __aenter__(self) -> Self:
@@ -182,7 +262,9 @@ class AsyncMemory:
     async def aclose(self) -> None:
         """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent.
 
-        A store that was opened several times in this event loop is closed with its last handle.
+        Shows a progress bar where that takes longer than two seconds and stderr is a terminal, unless
+        ``Options(progress=False)``. A store that was opened several times in this event loop is closed with its last
+        handle.
         """
         if (engine := self._engine) is None:
             return
@@ -378,9 +460,12 @@ class AsyncMemory:
         checked_id = check_memory_id(memory_id, engine.options)
         lsn, seconds = check_consistency(consistency), check_timeout(timeout)
         events = await engine.unseen_of(checked_namespace, checked_id, lsn, seconds)
-        return await engine.read(
+        found = await engine.read(
             lambda: store.query.get(checked_namespace, checked_id, store.projection.changes(events))
         )
+        if found is None:
+            await engine.hints.missing(checked_namespace, [checked_id])
+        return found
 
     async def search(
         self,
@@ -403,10 +488,11 @@ class AsyncMemory:
 
         Args:
             namespace: where to search: one namespace, a list of several, or ``Under("users/ann")`` for all under a
-                prefix of whole labels. All are ranked together, and each result of several says its ``namespace``. A
-                question that stands here by mistake is warned of, once a handle: where it has whitespace, no namespace
-                has this name, and there is neither ``query`` nor ``vector``.
-            query: a text; results are ordered by its cosine similarity. Default: none, and the newest come first.
+                prefix of whole labels. All are ranked together, and each result of several says its ``namespace``.
+                Where nothing is found, a namespace that was never written is warned of, once for an open store, and so
+                is a question that stands here by mistake.
+            query: a text, not an empty one; results are ordered by its cosine similarity. Default: none, and the newest
+                come first.
             limit: how many at most, any integer from 0.
             metadata_filter: the filter language, such as ``{"tags": "x", "year": {"$gte": 2020}}``.
             start_time, end_time: inclusive bounds of the creation time; naive means local time.
@@ -456,22 +542,14 @@ class AsyncMemory:
         wanted, events = await engine.unseen(wanted, lsn, seconds)
         if wanted.vector is not None and events:
             await engine.embed_unseen(events)
-        if (
-            wanted.ranking is Ranking.NEWEST
-            and not self._warned_of_question
-            and isinstance(namespace, str)
-            and _is_question(store, namespace)
-        ):
-            self._warned_of_question = True
-            _logger.warning(
-                "search() was given the namespace %s, which holds no memory: did you mean query=...?",
-                brief(namespace),
-            )
         try:
-            return await engine.read(lambda: store.query.search(wanted, store.projection.changes(events)))
+            found = await engine.read(lambda: store.query.search(wanted, store.projection.changes(events)))
         except EmbeddingError:  # of a text that is not applied yet: the projector tries again, and says what is wrong
             await engine.wait_for(lsn, seconds, wanted.namespaces)
-            return await engine.read(lambda: store.query.search(wanted))
+            found = await engine.read(lambda: store.query.search(wanted))
+        if not found:
+            await engine.hints.nothing_found(wanted, is_search=True)
+        return found
 
     async def list_memories(
         self,
@@ -516,6 +594,8 @@ class AsyncMemory:
         lsn, seconds = check_consistency(consistency), check_timeout(timeout)
         one_more = msgspec.structs.replace(wanted, limit=wanted.limit + 1)
         found = await self._page(engine, store, one_more, lsn, seconds)
+        if not found:
+            await engine.hints.nothing_found(wanted)
         memories = found[: wanted.limit]
         if len(found) == len(memories):
             return MemoryPage(memories, None)
@@ -632,17 +712,18 @@ class AsyncMemory:
         rules = schemaless(store.rules) if merge else store.rules
         event = check_updated(rules, checked_namespace, checked_id, content, metadata, embedding)
         async with engine.locked(checked_namespace, [checked_id]):
-            if not await engine.existing(checked_namespace, [checked_id]):
-                return False
-            if merge:
+            exists = bool(await engine.existing(checked_namespace, [checked_id]))
+            if exists and merge:
                 before = await self.get_memory(checked_id, checked_namespace)
                 if before is None:
                     raise InvalidArgumentError("merge", "needs the memory's metadata, and it is a dead letter")
                 whole = {**before["metadata"], **(metadata or {})}
                 event = check_updated(store.rules, checked_namespace, checked_id, content, whole, embedding)
-            if event.content is not None or event.metadata_json is not None:
+            if exists and (event.content is not None or event.metadata_json is not None):
                 await engine.append([event])
-        return True
+        if not exists:
+            await engine.hints.missing(checked_namespace, [checked_id])
+        return exists
 
     async def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Delete a memory.
@@ -711,6 +792,8 @@ class AsyncMemory:
             ids = [memory["memory_id"] for memory in page]
             deleted += await self._delete(ids, checked_namespace, "memory_ids")
             if len(page) < DELETED_PAGE:
+                if not deleted:
+                    await engine.hints.nothing_found(wanted)
                 return deleted
             wanted = msgspec.structs.replace(wanted, after=_place_of(page[-1], wanted))
 
@@ -798,6 +881,8 @@ class AsyncMemory:
             if existing:
                 ordered = [i for i in dict.fromkeys(memory_ids) if i in existing]
                 await engine.append([MemoryDeleted(checked_namespace, memory_id) for memory_id in ordered])
+        if not existing:
+            await engine.hints.missing(checked_namespace, memory_ids)
         return len(existing)
 
     # -- the table beneath
@@ -842,14 +927,22 @@ class AsyncMemory:
         engine, store = self._running()
         where = EVERYWHERE if namespace is None else namespace
         wanted = check_search(store.rules, where, None, 0, metadata_filter, start_time, end_time, None, None)
-        found, events = await engine.unseen(wanted, check_consistency(consistency), check_timeout(timeout))
-        return await engine.read(lambda: store.query.count(found, store.projection.changes(events)))
+        wanted, events = await engine.unseen(wanted, check_consistency(consistency), check_timeout(timeout))
+        count = await engine.read(lambda: store.query.count(wanted, store.projection.changes(events)))
+        if not count:
+            await engine.hints.nothing_found(wanted)
+        return count
 
-    async def flush(self, timeout: float | None = None) -> int:
+    async def flush(
+        self, timeout: float | None = None, *, progress: bool | Callable[[int, int], object] | None = None
+    ) -> int:
         """Wait until everything acknowledged is flushed to the device and visible to every reader.
 
         Args:
             timeout: seconds. Default: ``options.wait_timeout_seconds``.
+            progress: True for a bar on stderr; or a function that is called about ten times a second, and once at the
+                end, with the number of events that have become visible since the call and the number that will. It is
+                called in the event loop; that of a :class:`Memory` is in another thread. What it raises ends the wait.
 
         Returns:
             The LSN up to which it is.
@@ -858,7 +951,7 @@ class AsyncMemory:
             WaitTimeoutError: it was not in time; the error says how far behind the projection is.
         """
         engine, _ = self._running()
-        return await engine.flush(check_timeout(timeout))
+        return await engine.flush(check_timeout(timeout), check_progress(progress))
 
     async def retry_dead_letters(self) -> int:
         """Apply anew the events that could not be applied, after their cause was mended.
@@ -898,9 +991,7 @@ def _place_of(memory: MemoryRecord, search: Search) -> Position:
     return Position(memory["timestamp"], memory["memory_id"], namespace)
 
 
-def _is_question(store: OpenStore, namespace: str) -> bool:
-    """Whether ``namespace`` reads like a query: it has whitespace, and is none of the store's."""
-    if not any(char.isspace() for char in namespace):
-        return False
-    is_known = store.query.knows(namespace)
-    return not is_known and store.projection.projector.watermark >= store.log.durable_lsn  # else it may be about to be
+def _checked(options: Options | None) -> Options:
+    if options is not None and not isinstance(options, Options):
+        raise InvalidTypeError("options", f"must be pixelmemory.Options, not {type_name(options)}")
+    return options or Options()

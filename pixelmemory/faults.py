@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 
 __all__ = [
+    "DESTROY_FAULT_POINTS",
     "ERASE_FAULT_POINTS",
     "LOG_FAULT_POINTS",
     "PROJECTION_FAULT_POINTS",
@@ -123,6 +124,17 @@ PURGE_FAULT_POINTS = (
     "purge.wal_checkpoint",
     "purge.wal_rewritten",
     "purge.hnsw_built",
+)
+
+#: of a destroy of a store, in their order
+DESTROY_FAULT_POINTS = (
+    "destroy.mark.before_write",
+    "destroy.mark.after_write",
+    "destroy.mark.after_sync",
+    "destroy.after_mark",
+    "destroy.after_tables",
+    "destroy.after_file",
+    "destroy.after_last_file",
 )
 
 _hook: Callable[[str], None] | None = None

@@ -29,7 +29,7 @@ from pixelmemory.aio import (
 from pixelmemory.errors import StoreClosedError, StoreForkedError, WrongThreadError
 from pixelmemory.interrupts import uninterrupted
 from pixelmemory.loop_thread import LoopThread, Place
-from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats
+from pixelmemory.models import Health, MemoryPage, MemoryRecord, Stats, StoreRecord
 from pixelmemory.options import Options
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ class Memory:
         *,
         options: Options | None = None,
     ) -> None:
-        self._memory = AsyncMemory(name, schema, embedding_config, options=options)
+        self._begin(AsyncMemory(name, schema, embedding_config, options=options))
+
+    def _begin(self, memory: AsyncMemory) -> None:
+        self._memory = memory
         self._pid = os.getpid()
         self._close_lock = threading.Lock()
         self._place = Place()
@@ -89,6 +92,25 @@ class Memory:
         except BaseException as error:
             self._leave(INTERRUPTED_SECONDS if isinstance(error, KeyboardInterrupt) else None)
             raise
+
+    @classmethod
+    def temporary(
+        cls, schema: object = None, embedding_config: object = None, *, options: Options | None = None
+    ) -> Self:
+        """A throw-away store, for tests, open. See :meth:`AsyncMemory.temporary`."""
+        self = cls.__new__(cls)
+        self._begin(AsyncMemory.temporary(schema, embedding_config, options=options))
+        return self
+
+    @classmethod
+    def stores(cls, *, options: Options | None = None) -> list[StoreRecord]:
+        """The stores of a home. See :meth:`AsyncMemory.stores`."""
+        return _in_a_loop(AsyncMemory.stores, options=options)
+
+    @classmethod
+    def destroy(cls, name: str, *, confirm: str, options: Options | None = None) -> None:
+        """Remove a store for good. See :meth:`AsyncMemory.destroy`."""
+        _in_a_loop(AsyncMemory.destroy, name, confirm=confirm, options=options)
 
     def _call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
         """Run ``method`` in the store's loop and wait for it."""
@@ -117,7 +139,8 @@ class Memory:
     def close(self) -> None:
         """Close the store, once what is durable is visible (for at most ``wait_timeout_seconds``). Idempotent.
 
-        Ctrl-C ends the wait; what is not visible yet becomes so after the next open.
+        Shows a progress bar where that takes longer than two seconds; see :meth:`AsyncMemory.aclose`. Ctrl-C ends the
+        wait; what is not visible yet becomes so after the next open.
         """
         self._close(drain=True)
 
@@ -399,9 +422,11 @@ class Memory:
             timeout=timeout,
         )
 
-    def flush(self, timeout: float | None = None) -> int:
+    def flush(
+        self, timeout: float | None = None, *, progress: bool | Callable[[int, int], object] | None = None
+    ) -> int:
         """Wait until everything acknowledged is on the device and visible. See :meth:`AsyncMemory.flush`."""
-        return self._call(self._memory.flush, timeout)
+        return self._call(self._memory.flush, timeout, progress=progress)
 
     def retry_dead_letters(self) -> int:
         """Apply anew what could not be applied. See :meth:`AsyncMemory.retry_dead_letters`."""
@@ -419,6 +444,25 @@ class Memory:
     def last_lsn(self) -> int:
         """The last LSN that is acknowledged to this handle (when it was opened: the last of the log)."""
         return self._memory.last_lsn
+
+
+def _in_a_loop(method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+    """Run ``method``, which needs no open store, in an event loop of its own; Ctrl-C leaves it to its end there."""
+
+    async def nothing() -> None:
+        pass
+
+    place = Place()
+    loop = LoopThread.borrow(f"call {place.number}", place)
+    seconds = THREAD_END_SECONDS
+    try:
+        return loop.call(place, method, *args, **kwargs)
+    except KeyboardInterrupt:
+        seconds = 0.0
+        raise
+    finally:
+        if loop.leave(place, nothing, cancel=True).wait(seconds):
+            loop.wait_for_end(seconds)
 
 
 def _warn_of_running_loop() -> None:

@@ -25,8 +25,10 @@ import msgspec
 from pixelmemory.embedding import parse_embedding_config
 from pixelmemory.engine.event_loop import Signal, poster_of, running_loop_of, signals_of
 from pixelmemory.engine.health import health_of, stats_of
+from pixelmemory.engine.hints import Hints
 from pixelmemory.engine.key_locks import KeyLocks
 from pixelmemory.engine.opening import Opening
+from pixelmemory.engine.progress import Progress, Report
 from pixelmemory.engine.room import Room
 from pixelmemory.engine.together import EmbeddedTogether
 from pixelmemory.engine.visibility import Visibility
@@ -69,6 +71,9 @@ T = TypeVar("T")
 OVERLAID_MAX = 100
 #: the same where it would wait for more events of other namespaces than of its own
 OVERLAID_BEHIND_OTHERS_MAX = 1000
+
+#: how long a close takes before it shows how far it is
+CLOSE_BAR_SECONDS = 2.0
 
 #: how long a close goes on where its task was cancelled; afterwards it ends in the background
 CANCELLED_CLOSE_SECONDS = 0.5
@@ -140,6 +145,8 @@ class Engine:
         self._contents: EmbeddedTogether | None = None
         #: what waits for the projection, once the store is open; loop
         self._visibility: Visibility | None = None
+        #: what is said of calls that find nothing, once the store is open; loop
+        self._hints: Hints | None = None
         #: holds writers back; loop
         self._room = Room(options)
         #: of the memories that are being checked and changed; loop
@@ -159,6 +166,7 @@ class Engine:
         options: Options,
         *,
         handle: int,
+        temporary: bool = False,
     ) -> Engine:
         """Open the store ``name``; see :class:`pixelmemory.AsyncMemory` for the arguments and errors.
 
@@ -166,13 +174,14 @@ class Engine:
 
         Args:
             handle: the number of the handle that opens it, which no other handle of the process has.
+            temporary: the close removes its home and its tables.
         """
         made = cls(name, options, _Arguments.of(schema, embedding_config, options), handle)
         self = await made._or_who_has_it(handle)
         if self is not made:
             return self
         try:
-            await self._open(name, schema, embedding_config)
+            await self._open(name, schema, embedding_config, temporary)
         finally:
             self._opened.set()
         return self
@@ -211,7 +220,7 @@ class Engine:
             return False
         return True
 
-    async def _open(self, name: str, schema: object, embedding_config: object) -> None:
+    async def _open(self, name: str, schema: object, embedding_config: object, temporary: bool) -> None:
         options = self.options
         opening = Opening(
             lambda check: open_store(
@@ -223,6 +232,7 @@ class Engine:
                 on_watermark=lambda _lsn: self._post(self._advanced),
                 folder=self._folder,
                 check=check,
+                temporary=temporary,
             ),
             self._post,
             self._over,
@@ -237,6 +247,7 @@ class Engine:
             raise
         self._store = store
         self._visibility = Visibility(store)
+        self._hints = Hints(store, self._visibility, self.read)
         self._opened_lsn = self.last_lsn = store.log.durable_lsn
         self._last_created_us = store.last_logged_us
         if store.embedder is not None:
@@ -333,13 +344,22 @@ class Engine:
         self._closing = True
         try:
             await anyio.to_thread.run_sync(store.log.flush, abandon_on_cancel=True)
-            await self._visible.wait(store.log.durable_lsn, self.options.wait_timeout_seconds)
+            await self._drain(store)
         except (LogError, ProjectionUnavailableError, WaitTimeoutError) as error:
             _logger.warning("closed before everything was visible (the next open goes on from there): %s", error)
         except BaseException as error:
             await self._close_parts(_close_seconds(error))
             raise
         await self._close_parts(None)
+
+    async def _drain(self, store: OpenStore) -> None:
+        """Wait until the tables show everything; with a bar, where a person sees it wait for long."""
+        if store.is_temporary:
+            return
+        lsn, projector = store.log.durable_lsn, store.projection.projector
+        is_seen = self.options.progress and sys.stderr is not None and sys.stderr.isatty()
+        with Progress(f"closing {store.name}", projector, lsn, is_seen, after_seconds=CLOSE_BAR_SECONDS) as shown:
+            await self._visible.wait(lsn, self.options.wait_timeout_seconds, shown.tick if is_seen else None)
 
     async def _close_parts(self, at_most_seconds: float | None) -> None:
         """Close the store on a thread, and wait for it; None: as long as it takes, or until this is cancelled."""
@@ -474,6 +494,12 @@ class Engine:
         assert self._visibility is not None
         return self._visibility
 
+    @property
+    def hints(self) -> Hints:
+        """What is said of calls that find nothing."""
+        assert self._hints is not None
+        return self._hints
+
     # -- waiting
 
     async def wait_for(
@@ -552,7 +578,7 @@ class Engine:
         known = dict.fromkeys([*self.store().query.known(), *self._visible.memtable.namespaces()])
         return msgspec.structs.replace(search, namespaces=tuple(filter(under.holds, known)))
 
-    async def flush(self, timeout_seconds: float | None = None) -> int:
+    async def flush(self, timeout_seconds: float | None = None, progress: Report | bool = False) -> int:
         """Make everything acknowledged durable and visible.
 
         Returns:
@@ -561,7 +587,9 @@ class Engine:
         store = self.store()
         await anyio.to_thread.run_sync(store.log.flush, abandon_on_cancel=True)
         lsn = store.log.durable_lsn
-        await self.wait_for(lsn, timeout_seconds)
+        timeout = self.options.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
+        with Progress(f"flushing {store.name}", store.projection.projector, lsn, progress) as shown:
+            await self._visible.wait(lsn, timeout, shown.tick if progress else None)
         return lsn
 
     # -- writing

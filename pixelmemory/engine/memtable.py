@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -117,6 +118,15 @@ class Memtable:
         events = None if space is None else space.memories.get(key[1])
         return None if events is None else type(events[-1].event) is not MemoryDeleted
 
+    def namespaces(self, count_max: int | None = None) -> list[str]:
+        """Namespaces that have events here; all, or ``count_max`` of them at most."""
+        return list(islice(self._spaces, count_max))
+
+    def holders(self, memory_id: str, namespaces_max: int) -> dict[str, bool]:
+        """Of namespaces in which the memory has events here: whether it exists there after the last of them."""
+        found = {namespace: self.exists((namespace, memory_id)) for namespace in self.namespaces(namespaces_max)}
+        return {namespace: exists for namespace, exists in found.items() if exists is not None}
+
     def last_lsn(self, namespace: str) -> int:
         """The last LSN of ``namespace`` that the tables do not show; 0 where they show everything."""
         space = self._spaces.get(namespace)
@@ -130,10 +140,6 @@ class Memtable:
         """How many events of ``namespace`` the tables do not show."""
         space = self._spaces.get(namespace)
         return 0 if space is None else space.event_count
-
-    def namespaces(self) -> list[str]:
-        """The namespaces of events that the tables do not show."""
-        return list(self._spaces)
 
     def events(self, namespaces: Iterable[str], events_max: int) -> list[StoredEvent] | None:
         """The events of ``namespaces``, those of a memory in LSN order.

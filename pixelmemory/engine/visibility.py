@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -23,6 +23,9 @@ from pixelmemory.memory.events import MemoryEvent
 from pixelmemory.store.store import OpenStore
 
 __all__ = ["Visibility"]
+
+#: how often whoever waits is told how far the projection is
+TICK_SECONDS = 0.1
 
 
 class Visibility:
@@ -85,8 +88,11 @@ class Visibility:
         while self._waiting:
             heapq.heappop(self._waiting)[2].set()
 
-    async def wait(self, lsn: int, timeout_seconds: float) -> None:
+    async def wait(self, lsn: int, timeout_seconds: float, tick: Callable[[], None] | None = None) -> None:
         """Wait until the projection shows ``lsn``.
+
+        Args:
+            tick: called every :data:`TICK_SECONDS` of the wait; what it raises ends the wait.
 
         Raises:
             WaitTimeoutError: it did not within ``timeout_seconds``.
@@ -103,6 +109,10 @@ class Visibility:
         try:
             with anyio.move_on_after(timeout_seconds):
                 if projector.failure is None and not self._out_of_reach(lsn):
+                    while tick is not None and not entry[2].is_set():
+                        tick()
+                        with anyio.move_on_after(TICK_SECONDS):
+                            await entry[2].wait()
                     await entry[2].wait()
         finally:
             if entry in self._waiting:

@@ -6,7 +6,8 @@ Nothing here waits or is logged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "check_if_exists",
     "check_list",
     "check_merge",
+    "check_progress",
     "check_search",
     "check_timeout",
     "check_updated",
@@ -152,6 +154,8 @@ def check_search(
     diversity: object = None,
 ) -> Search:
     """The conditions of a search."""
+    if isinstance(query, str) and not query.strip():
+        raise InvalidArgumentError("query", "is empty: pass a text, or no query to get the newest memories")
     options = rules.options
     namespaces, under = check_namespaces(namespace, options)
     checked_limit = check_limit(limit)
@@ -237,6 +241,15 @@ def check_merge(value: object, metadata: object) -> None:
         raise InvalidTypeError("merge", f"must be a bool, not {type_name(value)}")
     if value and metadata is None:
         raise InvalidArgumentError("merge", "needs metadata")
+
+
+def check_progress(value: object) -> Callable[[int, int], object] | bool:
+    """A function, or whether to show a bar; None is False."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if not callable(value):
+        raise InvalidTypeError("progress", f"must be a bool or a function of two integers, not {type_name(value)}")
+    return cast("Callable[[int, int], object]", value)
 
 
 def schemaless(rules: Rules) -> Rules:

@@ -76,6 +76,8 @@ class Preparer:
         self._stopping = stopping
         self._block = block
         self._unblock = unblock
+        #: whether a memory without a vector was warned of; further ones are in the figures
+        self._has_warned = False
         self.texts_embedded = 0
         self.texts_unembeddable = 0
         self.texts_truncated = 0
@@ -116,12 +118,14 @@ class Preparer:
                     failed[key] = outcome
                 elif isinstance(outcome, UnembeddableTextError):
                     vectors[key] = None
-                    _logger.warning(
+                    _logger.log(
+                        logging.DEBUG if self._has_warned else logging.WARNING,
                         "memory %r in namespace %r has no vector and is found by metadata and time only: %s",
                         key[1],
                         key[0],
                         outcome.reason,
                     )
+                    self._has_warned = True
                 else:
                     vectors[key] = outcome
         self.embed_seconds += time.perf_counter() - started

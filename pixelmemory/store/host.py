@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pixelmemory.projection.batches import EmbedTexts
     from pixelmemory.projection.contract import Host, ProjectionState
 
-__all__ = ["as_unavailable", "function_embedder", "open_host", "start_host"]
+__all__ = ["as_unavailable", "drop_tables", "function_embedder", "open_host", "start_host"]
 
 
 def start_host(dimensions: int | None, options: Options, check: Callable[[], None]) -> None:
@@ -59,6 +59,13 @@ def open_host(
     from pixelmemory.projection.pixeltable.host import PixeltableHost
 
     return PixeltableHost.open(store_name, tables_id, state, schema=schema, embed_texts=embed_texts, options=options)
+
+
+def drop_tables(store_name: str, tables_id: uuid.UUID, history_id: uuid.UUID) -> None:
+    """Drop the tables of a store that nobody has open; after :func:`start_host`."""
+    from pixelmemory.projection.pixeltable.dropping import drop_tables
+
+    drop_tables(store_name, tables_id, history_id)
 
 
 def as_unavailable(error: Exception) -> ProjectionUnavailableError | None:

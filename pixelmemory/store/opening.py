@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.maintenance import Maintenance
 from pixelmemory.store.manifest import Manifest
 from pixelmemory.store.store import OpenStore
+from pixelmemory.store.stores import check_not_destroyed, drop_temporary
 
 if TYPE_CHECKING:
     from pixelmemory.projection.projection import Projection
@@ -92,12 +94,14 @@ def open_store(
     on_watermark: Callable[[int], None],
     folder: Path | None = None,
     check: Callable[[], None] = lambda: None,
+    temporary: bool = False,
 ) -> OpenStore:
     """Open, or make, the store ``name``. The projector is not started yet.
 
     Args:
         folder: of the store, absolute. Default: in the home that ``options`` name.
         check: called between steps and while waiting; what it raises ends the open.
+        temporary: ``folder``'s parent and the tables are the store's alone, and go with its close.
 
     Raises:
         InvalidArgumentError, InvalidTypeError: a bad argument; nothing was touched.
@@ -117,6 +121,9 @@ def open_store(
     with ExitStack() as stack:
         store = OpenStore(checked_name, folder, options, stack)
         store.schema = parsed_schema
+        store.is_temporary = temporary
+        if temporary:  # the last step of its end, also where it cannot be opened
+            stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
         try:
             ensure_folder(files, folder)
             if folder.stat().st_mode & 0o077:  # a copy that was made with other modes, say
@@ -128,6 +135,7 @@ def open_store(
         stack.callback(lock.release)
         files.hold_folder(folder, lock.folder_fd)
         stack.callback(files.release_folder)
+        check_not_destroyed(folder, checked_name)
         manifest = Manifest.load(folder, files)
         embedding, label = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, label, options)
@@ -150,6 +158,8 @@ def open_store(
         )
         stack.callback(store.log.close)
         manifest = _saved(manifest, folder, files, lock.check_place, has_log=True)
+        if temporary:  # once the projection is closed
+            stack.callback(drop_temporary, checked_name, manifest)
         store.last_logged_us = store.log.last_logged_at_ns // 1000
         cache = _open_cache(store, embedding, options, lock.check_place)
         check()

@@ -34,6 +34,7 @@ class OpenStore:
         contents: the vectors that it makes of contents, or None.
         dimensions: of a vector, or None without semantic search.
         rules: what it accepts.
+        is_temporary: its close removes its home and its tables.
         last_logged_us: the time of the newest event, microseconds since the epoch; 0 in an empty log.
     """
 
@@ -51,6 +52,7 @@ class OpenStore:
         self.embedder: Embedder | None = None
         self.contents: ContentVectors | None = None
         self.dimensions: int | None = None
+        self.is_temporary = False
         self.last_logged_us = 0
         self.rules = Rules(options)
         self._stack = stack

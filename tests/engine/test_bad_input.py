@@ -7,7 +7,7 @@ import decimal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,13 +16,16 @@ from pixelmemory import (
     InvalidArgumentError,
     InvalidFilterError,
     InvalidTypeError,
-    Layout,
     LimitExceededError,
     Memory,
     ModelLoadError,
     Options,
     PixelmemoryError,
 )
+from tests.harness.embedders import embed_words
+
+if TYPE_CHECKING:  # at run time there are several modules of this name
+    from tests.conftest import OpenMemory
 
 DIMENSIONS = 4
 VECTOR = [1.0, 2.0, 3.0, 4.0]
@@ -341,37 +344,12 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         assert mem.count() == 0
 
 
-@pytest.mark.parametrize("layout", list(Layout))
-def test_a_question_taken_for_a_namespace_is_told_once(
-    tmp_path: Path, layout: Layout, caplog: pytest.LogCaptureFixture
-) -> None:
-    def told() -> list[str]:
-        return [
-            each.getMessage() for each in caplog.records if (each.name, each.levelname) == ("pixelmemory", "WARNING")
-        ]
-
-    options = Options(home=tmp_path, progress=False, layout=layout)
-    with Memory(f"question_{layout.value}", None, {"dimensions": 2}, options=options) as mem:
-        mem.add_entry("Ada prefers tea", embedding=[1, 0])
-        mem.add_entry("gone", "an old namespace", memory_id="gone", embedding=[1, 0])
-        mem.flush()
-        mem.delete_memory("gone", "an old namespace")
-        meant: list[dict[str, Any]] = [
-            {},
-            {"namespace": "ada"},  # no whitespace: a name
-            {"namespace": "an old namespace"},  # it held something once
-            {"namespace": "what does Ada drink?", "vector": [1, 0]},  # a query is given
-        ]
-        for arguments in meant:
-            mem.search(**arguments)
-        assert mem.erase_namespace("no such space") == 0
-        assert mem.truncated_memories("no such space") == []
-        assert told() == []
-        for question in ("what does Ada drink?", "and\twhat does Bob?"):
-            assert mem.search(question) == []
-            assert mem.search(question, metadata_filter={"a": 1}) == []
-        said = "search() was given the namespace 'what does Ada drink?', which holds no memory: did you mean query=...?"
-        assert told() == [said]
-    with Memory(f"question_{layout.value}", None, {"dimensions": 2}, options=options) as mem:
-        mem.search("what does Ada drink?")
-        assert told() == [said, said], "each handle says it once"
+@pytest.mark.parametrize("query", ["", " ", "\n\t ", "\u3000"])
+@pytest.mark.parametrize("config", [None, {"dimensions": 2}, {"function": embed_words}], ids=["none", "given", "model"])
+def test_an_empty_query(open_memory: OpenMemory, query: str, config: object) -> None:
+    mem = open_memory(embedding_config=config)
+    with pytest.raises(
+        InvalidArgumentError, match="query is empty: pass a text, or no query to get the newest"
+    ) as raised:
+        mem.search("", query, -1)  # before anything else that is wrong
+    assert raised.value.field == "query"

@@ -17,6 +17,7 @@ USED_ELSEWHERE = {
     "aio.py": {"iterate", "traceback"},
     "sync.py": {"iterate", "traceback"},
     "embedding/model.py": {"traceback"},
+    "engine/progress.py": {"traceback"},
     "quiet.py": {"match"},
     "projection/pixeltable/startup.py": {"cleanup_mode", "_http_address"},
     # users: members and fields of what is public

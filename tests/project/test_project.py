@@ -198,6 +198,8 @@ def test_sync_and_async_are_alike(name: str) -> None:
     sync = inspect.getattr_static(pixelmemory.Memory, name)
     other = inspect.getattr_static(pixelmemory.AsyncMemory, name)
     assert type(sync) is type(other)
+    if isinstance(sync, classmethod):
+        sync, other = sync.__func__, other.__func__
     if isinstance(sync, property):
         assert isinstance(other, property)
         assert sync.fset is None
