@@ -241,7 +241,7 @@ async def test_a_close_that_cannot_drain_loses_nothing(tmp_path: Path, store_nam
     with stalled_projector(memory) as go_on:
         await memory.add_entry("durable", embedding=vector(1))
         with pytest.raises(WaitTimeoutError):
-            await memory.count()
+            await memory.flush()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(memory.aclose)
             await anyio.sleep(0.3)

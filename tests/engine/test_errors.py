@@ -132,9 +132,9 @@ def test_a_projector_that_stopped_tells_everybody(tmp_path: Path, store_name: st
         try:
             memory.add_entry("text", memory_id="m", embedding=[1.0] * 8)
             found = []
-            for read in (memory.count, memory.search, memory.retry_dead_letters):
+            for call in (memory.flush, memory.search, memory.retry_dead_letters):
                 with pytest.raises(ProjectionUnavailableError) as caught:
-                    read()
+                    call()
                 found.append(caught.value)
         finally:
             set_fault_hook(None)

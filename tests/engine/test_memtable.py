@@ -35,7 +35,7 @@ def test_it_is_the_end_of_the_log(steps: list[list[MemoryEvent] | int]) -> None:
         assert table.is_empty is (not left)
         for namespace in ("ann", "bob"):
             mine = [(lsn, event) for lsn, event in left if event.namespace == namespace]
-            found = table.events(namespace, 100)
+            found = table.events([namespace], 100)
             assert found is not None
             assert sorted((stored.lsn, stored.event) for stored in found) == mine
             assert table.last_lsn(namespace) == max((lsn for lsn, _ in mine), default=0)
@@ -53,28 +53,28 @@ def test_its_bytes_are_bounded() -> None:
     table = Memtable(4000)
     table.add(1, [MemoryAdded("ann", "x", "short", 1)])
     table.add(3, [MemoryAdded("bob", "x", "a" * 3000, 1), MemoryUpdated("bob", "y", "b" * 3000)])
-    assert table.events("bob", 100) is None
+    assert table.events(["bob"], 100) is None
     assert table.events_of(("bob", "x")) is None
     assert table.exists(("bob", "x"))
-    assert [stored.lsn for stored in table.events("ann", 100) or []] == [1]
+    assert [stored.lsn for stored in table.events(["ann"], 100) or []] == [1]
     table.forget(3)
     assert table.is_empty
-    assert table.events("bob", 100) == []
+    assert table.events(["bob"], 100) == []
     table.add(4, [MemoryAdded("bob", "z", "fits again", 1)])
-    assert [stored.lsn for stored in table.events("bob", 100) or []] == [4]
+    assert [stored.lsn for stored in table.events(["bob"], 100) or []] == [4]
 
 
 def test_a_load_into_one_namespace_leaves_room_for_the_others() -> None:
     table = Memtable(40_000)
     table.add(100, [MemoryAdded("bob", str(n), "a" * 1000, 1) for n in range(100)])
-    assert table.events("bob", 1000) is None
+    assert table.events(["bob"], 1000) is None
     table.add(101, [MemoryAdded("ann", "x", "b" * 1000, 1)])
-    assert [stored.lsn for stored in table.events("ann", 100) or []] == [101]
+    assert [stored.lsn for stored in table.events(["ann"], 100) or []] == [101]
 
 
 def test_too_many_events_of_a_namespace_are_not_given() -> None:
     table = Memtable(1_000_000)
     table.add(3, [MemoryAdded("ann", str(n), "text", 1) for n in range(3)])
-    assert table.events("ann", 2) is None
-    assert len(table.events("ann", 3) or []) == 3
+    assert table.events(["ann"], 2) is None
+    assert len(table.events(["ann"], 3) or []) == 3
     assert len(table.events_of(("ann", "1")) or []) == 1

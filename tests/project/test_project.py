@@ -76,7 +76,7 @@ TIERS = (
     ("projection.changes", "projection.rows", "projection.scaling", "projection.stats"),
     ("projection.contract",),
     ("projection.mismatch", "projection.sql"),
-    ("projection.batches", "projection.embed", "projection.overlay", "projection.query"),
+    ("projection.batches", "projection.embed", "projection.overlay", "projection.query", "projection.varied"),
     ("projection.dead_letters", "projection.projector", "projection.projection", "projection.missing"),
     ("projection.pixeltable",),
     ("store",),
