@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 
+from pixelmemory.embedding.fair_lock import FairLock
 from pixelmemory.embedding.model import Embedder
 from pixelmemory.embedding.vector_cache import VectorCache
 from pixelmemory.errors import UnembeddableTextError
@@ -33,8 +33,8 @@ class ContentVectors:
         self._cache = cache
         #: text -> its vector, in memory alone: an erase that runs beside a read leaves nothing on disk
         self._made: OrderedDict[str, np.ndarray] = OrderedDict()
-        #: held while the model works: a text is not embedded twice
-        self._lock = threading.Lock()
+        #: held while the model works: a text is not embedded twice; a read gets its turn between two passes
+        self._lock = FairLock()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of ``texts``, for the tables: looks into the cache first, and writes there what is new.

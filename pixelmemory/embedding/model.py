@@ -7,16 +7,14 @@ import functools
 import json
 import logging
 import re
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelmemory.embedding.config import EmbeddingConfig
+from pixelmemory.embedding.fair_lock import FairLock
 from pixelmemory.embedding.fingerprint import model_digest
 from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
 from pixelmemory.embedding.window import Window, window_of
@@ -122,7 +120,7 @@ class SentenceTransformerEmbedder:
 
     def __init__(self, config: EmbeddingConfig) -> None:
         self._model, source = _find_and_load(config)
-        self._turn = _FairLock()
+        self._turn = FairLock()
         self._normalize = config.normalize
         on_cpu = self._model.device.type == "cpu"
         self.batch_size = config.batch_size or (_BATCH_SIZE_CPU if on_cpu else _BATCH_SIZE_ACCELERATOR)
@@ -352,34 +350,6 @@ def _label(source: ModelSource, dimensions: int) -> str:
     name = source.name.removeprefix("models--").replace("--", "/") if cached else source.name
     kind = "" if source.from_hub or cached else "a folder, "
     return f"{shortened(name, 200)} ({kind}{dimensions} dimensions)"
-
-
-class _FairLock:
-    """A lock that is granted in the order of asking. ``threading.Lock`` would let a thread that embeds batch after
-    batch take it again and again, past a query that waits."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        #: who holds it, then who waits
-        self._line: deque[object] = deque()
-
-    def __enter__(self) -> None:
-        ticket = object()
-        with self._changed:
-            self._line.append(ticket)
-            try:
-                self._changed.wait_for(lambda: self._line[0] is ticket)
-            except BaseException:
-                self._line.remove(ticket)
-                self._changed.notify_all()
-                raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._changed:
-            self._line.popleft()
-            self._changed.notify_all()
 
 
 class _Collector(logging.Handler):

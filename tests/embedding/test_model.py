@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pixelmemory.embedding import Embedder, open_embedder, parse_embedding_config
-from pixelmemory.embedding.model import SentenceTransformerEmbedder, _FairLock
+from pixelmemory.embedding.fair_lock import FairLock
+from pixelmemory.embedding.model import SentenceTransformerEmbedder
 from pixelmemory.errors import InvalidArgumentError, UnembeddableTextError
 from tests.harness.tiny_models import DIMENSIONS, REFUSED_ID, change_weight, save_bert, save_static, set_prompts
 
@@ -302,7 +303,7 @@ def test_threads_share_one_model(bert: Path) -> None:
 
 
 def test_the_model_is_granted_in_the_order_of_asking() -> None:
-    lock = _FairLock()
+    lock = FairLock()
     order: list[int] = []
 
     def take(number: int) -> None:
@@ -322,7 +323,7 @@ def test_the_model_is_granted_in_the_order_of_asking() -> None:
 
 
 def test_a_failure_under_the_lock_gives_it_back() -> None:
-    lock = _FairLock()
+    lock = FairLock()
     with pytest.raises(KeyError), lock:
         raise KeyError
     with lock:
