@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_one_that_others_use_goes_on_unless_forced(tmp_path: Path) -> None:
         assert run_script(OPEN_AND_CLOSE, tmp_path, PIXELTABLE_HOME=str(home)).returncode == 0
         server = server_of(home)
         uri = f"postgresql://postgres@/postgres?host={(home / 'pgdata' / 'postmaster.pid').read_text().splitlines()[4]}"
-        with psycopg.connect(uri, application_name="reports") as other:
+        with contextlib.closing(psycopg.connect(uri, application_name="reports", autocommit=True)) as other:
             done = stop(home)
             assert (done.returncode, done.stderr) == (1, "")
             assert "connected    reports (1 connection)\nresult       still running" in done.stdout

@@ -49,7 +49,7 @@ def embed_later(texts: list[str]) -> Any:
     return embed_all_async(texts)
 
 
-KINDS = {
+KINDS: dict[str, Function] = {
     "sync": embed_all,
     "async": embed_all_async,
     "object": Client(),
