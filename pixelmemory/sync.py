@@ -465,9 +465,15 @@ def _in_a_loop(method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwar
             loop.wait_for_end(seconds)
 
 
+def _is_in_notebook() -> bool:
+    """Whether an IPython kernel runs the caller's code: its loop waits for each cell anyway."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
+
+
 def _warn_of_running_loop() -> None:
     global _warned_of_running_loop
-    if _warned_of_running_loop:
+    if _warned_of_running_loop or _is_in_notebook():
         return
     try:
         asyncio.get_running_loop()

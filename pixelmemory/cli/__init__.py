@@ -11,6 +11,7 @@ import pixelmemory
 from pixelmemory.cli.common import CANNOT, printable
 from pixelmemory.cli.repair import add_repair
 from pixelmemory.cli.show import add_log
+from pixelmemory.cli.stop import add_stop
 from pixelmemory.cli.verify import add_verify
 from pixelmemory.errors import PixelmemoryError
 from pixelmemory.installed import check_installed
@@ -30,6 +31,7 @@ examples:
   pixelmemory verify notes
   pixelmemory log notes --from 1000 --limit 20
   pixelmemory repair notes
+  pixelmemory stop
 """
 
 
@@ -63,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pixelmemory",
-        description="Check a store, read its log, repair it.",
+        description="Check a store, read its log, repair it; stop the database.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"pixelmemory {pixelmemory.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_verify, add_log, add_repair):
+    for add in (add_verify, add_log, add_repair, add_stop):
         add(commands)
     return parser

@@ -6,8 +6,8 @@
       (the user's)        (checked)          (loads)        (a model)               (on disk)
 
 The parts: ``config`` checks what the user gave, ``source`` finds the model's files (on this machine, else from the
-hub), ``fingerprint`` identifies them, ``model`` runs them, ``window`` says how much of a text it reads,
-``vector_cache`` keeps what they gave.
+hub), ``fingerprint`` identifies them, ``model`` runs them, ``function`` is a Python function in a model's place,
+``window`` says how much of a text a model reads, ``vector_cache`` keeps what was embedded.
 """
 
 from __future__ import annotations

@@ -92,6 +92,9 @@ def embedding_label(fingerprint: str, label: str | None) -> str:
     if kind == "function":
         name, _, dimensions = rest.rpartition(":")
         return f"the Pixeltable function {name} ({dimensions} dimensions)"
+    if kind == "python":
+        name, _, dimensions = rest.rpartition(":")
+        return f"the function {name} ({dimensions} dimensions)"
     return fingerprint
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelmemory.embedding.config import EmbeddingConfig
+from pixelmemory.embedding.config import EmbeddingConfig, is_host_function
 from pixelmemory.embedding.fair_lock import FairLock
 from pixelmemory.embedding.fingerprint import model_digest
+from pixelmemory.embedding.function import PythonFunctionEmbedder
 from pixelmemory.embedding.source import REMEDY, ModelSource, find_model, first_line, is_e5
 from pixelmemory.embedding.window import Window, window_of
 from pixelmemory.errors import EmbeddingError, InvalidArgumentError, ModelLoadError, UnembeddableTextError, shortened
@@ -89,7 +90,7 @@ def open_embedder(
 
     Args:
         config: checked by :func:`pixelmemory.embedding.parse_embedding_config`.
-        function_embedder: makes an embedder of ``config.function``.
+        function_embedder: makes an embedder of ``config.function`` where that is a function of the host's.
 
     Returns:
         The embedder, or None where vectors are always given.
@@ -98,6 +99,8 @@ def open_embedder(
         ModelLoadError: the model cannot be loaded; within seconds where there is no network.
         InvalidArgumentError: the model cannot do what the configuration asks.
     """
+    if config.function is not None and not is_host_function(config.function):
+        return PythonFunctionEmbedder(config)
     if config.function is not None:
         if function_embedder is None:
             raise InvalidArgumentError("embedding_config['function']", "cannot be used here")

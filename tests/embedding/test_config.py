@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 
 from pixelmemory.embedding import EmbeddingConfig, open_embedder, parse_embedding_config
 from pixelmemory.errors import InvalidArgumentError, InvalidTypeError
+from tests.harness.embedders import embed_words
 
 
 def some_function(text: str) -> str:
@@ -52,8 +54,44 @@ def test_a_config_parses_to_itself() -> None:
         assert parse_embedding_config(config) == config
 
 
-def test_a_function_goes_to_the_factory() -> None:
-    config = parse_embedding_config({"function": some_function, "dimensions": 3})
+def test_a_python_function_is_named_by_its_module_and_qualified_name() -> None:
+    expected = EmbeddingConfig(function=some_function, name="tests.embedding.test_config.some_function")
+    for given in (some_function, {"function": some_function}, expected):
+        assert parse_embedding_config(given) == expected
+    named = parse_embedding_config({"function": lambda texts: texts, "name": "my-model-v1", "batch_size": 7})
+    assert named is not None
+    assert (named.name, named.batch_size) == ("my-model-v1", 7)
+
+
+class Client:
+    def embed(self, texts: list[str]) -> list[list[float]]:
+        return [[1.0] for _ in texts]
+
+    def __call__(self, texts: list[str]) -> list[list[float]]:
+        return self.embed(texts)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda texts: texts, Client().embed, Client(), functools.partial(some_function)],
+    ids=["lambda", "method", "object", "partial"],
+)
+def test_a_function_that_its_name_does_not_identify_needs_one(function: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"embedding_config\['name'\].*'name': 'my-model-v1'"):
+        parse_embedding_config(function)
+    assert parse_embedding_config({"function": function, "name": "m"}) is not None
+
+
+def test_a_nested_function_needs_a_name() -> None:
+    def nested(texts: list[str]) -> list[str]:
+        return texts
+
+    with pytest.raises(InvalidArgumentError, match="locals"):
+        parse_embedding_config(nested)
+
+
+def test_a_pixeltable_function_goes_to_the_factory() -> None:
+    config = parse_embedding_config({"function": embed_words, "dimensions": 3})
     assert config is not None
     asked: list[EmbeddingConfig] = []
 
@@ -89,6 +127,12 @@ def test_a_function_goes_to_the_factory() -> None:
         ({"device": "cpu"}, "no source of vectors"),
         ({"dimensions": 3, "device": "cpu"}, "device"),
         ({"function": some_function, "query_prompt": "q: "}, "query_prompt"),
+        ({"function": some_function, "name": " "}, "name"),
+        ({"function": some_function, "name": "x" * 201}, "at most 200 characters"),
+        ({"function": embed_words, "name": "m"}, "name"),
+        ({"function": embed_words, "batch_size": 4}, "batch_size"),
+        ({"model_id": "m", "name": "m"}, "name"),
+        ({"dimensions": 3, "name": "m"}, "name"),
     ],
 )
 def test_a_bad_value_is_named(value: object, named: str) -> None:
@@ -111,6 +155,8 @@ def test_a_bad_value_is_named(value: object, named: str) -> None:
         {"model_id": "m", "query_prompt": 3},
         {"dimensions": "3"},
         {"function": "intfloat/e5-large-v2"},
+        {"function": some_function, "name": 3},
+        Client,
     ],
 )
 def test_a_wrong_type_is_a_type_error(value: object) -> None:

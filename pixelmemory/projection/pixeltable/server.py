@@ -36,9 +36,9 @@ import psycopg
 from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.projection.pixeltable.account import Account
 from pixelmemory.projection.pixeltable.start_lock import held_lock, locked_start, other_launchers_lock
-from pixelmemory.projection.sql.failures import is_exhausted
+from pixelmemory.projection.sql.failures import first_line, is_exhausted
 
-__all__ = ["EmbeddedServer"]
+__all__ = ["EmbeddedServer", "Stopped"]
 
 _logger = logging.getLogger("pixelmemory.projection")
 
@@ -63,6 +63,18 @@ class _PidFile(NamedTuple):
     pid: int
     port: int
     socket_folder: str
+
+
+class Stopped(NamedTuple):
+    """What :meth:`EmbeddedServer.stop` found and did.
+
+    Attributes:
+        was_running: whether there was a server.
+        clients: who else is connected; not empty: it was left running.
+    """
+
+    was_running: bool
+    clients: tuple[str, ...]
 
 
 def _nothing() -> None:
@@ -131,6 +143,47 @@ class EmbeddedServer:
                     _stop(processes)
                     unlocked_since = None
                 self._wait(deadline, "is neither ready nor gone")  # it starts, or shuts down
+
+    def stop(self, *, force: bool) -> Stopped:
+        """Shut the server down if it runs and nobody else is connected to it, and wait until it has ended.
+
+        A process that opens a store meanwhile waits for the end, and starts the server again.
+
+        Args:
+            force: also if others are connected, or if it does not answer; their transactions are rolled back.
+
+        Raises:
+            ProjectionUnavailableError: it does not answer (without ``force``), or does not end in time.
+        """
+        with (
+            locked_start(self.pgdata.parent, self._timeout_seconds, self._check),
+            other_launchers_lock(self._timeout_seconds, self._check),
+        ):
+            if not self._processes():
+                return Stopped(was_running=False, clients=())
+            clients = () if force else self._clients()
+            if not clients:
+                deadline = time.monotonic() + self._timeout_seconds
+                _stop(self._processes())
+                while self._processes():
+                    self._wait(deadline, "has not ended")
+            return Stopped(was_running=True, clients=clients)
+
+    def _clients(self) -> tuple[str, ...]:
+        """The names that the server's other clients give themselves."""
+        try:
+            with psycopg.connect(self.get_uri(), connect_timeout=10) as connection:
+                rows = connection.execute(
+                    "SELECT coalesce(nullif(application_name, ''), 'a client without a name') FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY backend_start"
+                ).fetchall()
+        except psycopg.OperationalError as error:
+            raise ProjectionUnavailableError(
+                f"the database in {self.pgdata} does not say who uses it: {first_line(error)}. Stop it by force if "
+                "nobody does",
+                UnavailableCause.DATABASE_DOWN,
+            ) from error
+        return tuple(name for (name,) in rows)
 
     def _wait(self, deadline: float, what: str) -> None:
         self._check()

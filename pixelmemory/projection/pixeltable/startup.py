@@ -24,7 +24,7 @@ from pixelmemory.errors import (
     UnavailableCause,
 )
 from pixelmemory.paths import absolute_path
-from pixelmemory.projection.pixeltable.server import EmbeddedServer
+from pixelmemory.projection.pixeltable.server import EmbeddedServer, Stopped
 from pixelmemory.projection.pixeltable.start_lock import locked_start
 from pixelmemory.projection.sql import failures
 from pixelmemory.projection.sql.failures import cause_of, first_line
@@ -40,6 +40,7 @@ __all__ = [
     "is_missing_table",
     "revive_server",
     "start_pixeltable",
+    "stop_database",
 ]
 
 _logger = logging.getLogger("pixelmemory.projection")
@@ -261,6 +262,31 @@ def revive_server(timeout_seconds: float = START_SECONDS, check: Callable[[], No
         env.engine.dispose()
         env._create_engine(time_zone_name=env._get_tz_name())
         watch_engine(env.engine)
+
+
+def stop_database(*, force: bool, timeout_seconds: float = START_SECONDS) -> tuple[Path, Stopped]:
+    """Stop the embedded PostgreSQL of ``PIXELTABLE_HOME``; Pixeltable is not loaded for it. Blocking.
+
+    Args:
+        force: also if others are connected.
+        timeout_seconds: how long a start by another process, and the end of the server, are waited for.
+
+    Returns:
+        The server's data folder, and what was done.
+
+    Raises:
+        StoreError: a variable names no usable path, or a database that is not Pixeltable's own.
+        ProjectionUnavailableError: it does not answer, or does not end.
+    """
+    if os.environ.get("PIXELTABLE_DB_CONNECT_STR"):
+        raise StoreError("PIXELTABLE_DB_CONNECT_STR names a database that Pixeltable did not start; stop it yourself")
+    home = _absolute("PIXELTABLE_HOME", os.environ.get("PIXELTABLE_HOME") or "~/.pixeltable")
+    configured = os.environ.get("PIXELTABLE_PGDATA")
+    folder = _absolute("PIXELTABLE_PGDATA", configured) if configured else home / "pgdata"
+    if not home.is_dir() or not folder.is_dir():
+        return folder, Stopped(was_running=False, clients=())
+    with locked_start(home, timeout_seconds):  # an open holds it until its Pixeltable has connections of its own
+        return folder, _embedded(folder, timeout_seconds).stop(force=force)
 
 
 def _same_place(url: str, other: str) -> bool:
