@@ -6,6 +6,7 @@ import argparse
 import collections
 
 from pixelmemory.cli.common import CLEAN, FOUND, Commands, plural, printable, show
+from pixelmemory.store.host import stop_database
 
 __all__ = ["add_stop"]
 
@@ -38,8 +39,6 @@ def add_stop(commands: Commands) -> None:
 
 def run_stop(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from pixelmemory.projection.pixeltable.startup import stop_database  # loads PostgreSQL's client
-
     folder, done = stop_database(force=arguments.force)
     show("database", printable(str(folder)))
     if not done.was_running:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixelmemory.embedding import Embedder, EmbeddingConfig
@@ -17,8 +18,9 @@ from pixelmemory.options import Options
 if TYPE_CHECKING:
     from pixelmemory.projection.batches import EmbedTexts
     from pixelmemory.projection.contract import Host, ProjectionState
+    from pixelmemory.projection.pixeltable.server import Stopped
 
-__all__ = ["as_unavailable", "drop_tables", "function_embedder", "open_host", "start_host"]
+__all__ = ["as_unavailable", "drop_tables", "function_embedder", "open_host", "start_host", "stop_database"]
 
 
 def start_host(dimensions: int | None, options: Options, check: Callable[[], None]) -> None:
@@ -80,3 +82,10 @@ def function_embedder(config: EmbeddingConfig) -> Embedder:
     from pixelmemory.projection.pixeltable.function import FunctionEmbedder
 
     return FunctionEmbedder(config)
+
+
+def stop_database(*, force: bool) -> tuple[Path, Stopped]:
+    """Stop the host's own database; see :func:`pixelmemory.projection.pixeltable.startup.stop_database`."""
+    from pixelmemory.projection.pixeltable.startup import stop_database
+
+    return stop_database(force=force)
