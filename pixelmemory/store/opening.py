@@ -50,6 +50,7 @@ from pixelmemory.store.host import as_unavailable, function_embedder, open_host,
 from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.maintenance import Maintenance
 from pixelmemory.store.manifest import Manifest
+from pixelmemory.store.opening_line import OpeningLine
 from pixelmemory.store.store import OpenStore
 from pixelmemory.store.stores import check_not_destroyed, drop_temporary
 
@@ -118,7 +119,7 @@ def open_store(
     config = parse_embedding_config(embedding_config)
     folder = folder or options.home_path() / checked_name
     files = Files()
-    with ExitStack() as stack:
+    with OpeningLine(checked_name, shown=options.progress) as line, ExitStack() as stack:
         store = OpenStore(checked_name, folder, options, stack)
         store.schema = parsed_schema
         store.is_temporary = temporary
@@ -137,11 +138,14 @@ def open_store(
         stack.callback(files.release_folder)
         check_not_destroyed(folder, checked_name)
         manifest = Manifest.load(folder, files)
+        if config is not None and (model := config.model_id or config.name) is not None:
+            line.doing(f"loading the model {model}")
         embedding, label = _open_embedding(store, config)
         reembedded = _check_embedding(manifest, embedding, label, options)
         if reembedded and store.embedder is None and store.dimensions is not None:
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         check()
+        line.doing("starting the database")
         missing = _start_host(store.dimensions, options, check)
         fields = {} if store.schema is None else store.schema.fields
         manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)
@@ -163,6 +167,7 @@ def open_store(
         store.last_logged_us = store.log.last_logged_at_ns // 1000
         cache = _open_cache(store, embedding, options, lock.check_place)
         check()
+        line.doing("opening the tables")
         if missing is None:
             missing = _open_projection(
                 store, manifest, embedding, options, cache, on_watermark, options.rebuild or reembedded
