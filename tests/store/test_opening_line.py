@@ -29,15 +29,16 @@ class Terminal(io.StringIO):
         self.said.set()
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal_of(monkeypatch: pytest.MonkeyPatch, after_seconds: float) -> Terminal:
+    """Standard error from now on; no fixture, since pytest puts its own there when the test begins."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(opening_line, "AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(opening_line, "AFTER_SECONDS", after_seconds)
     return terminal
 
 
-def test_each_step_is_said_once_it_takes_long(terminal: Terminal) -> None:
+def test_each_step_is_said_once_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch, 0.01)
     with OpeningLine("notes", shown=True) as line:
         line.doing("loading the model all-MiniLM-L6-v2")
         assert terminal.said.wait(60)
@@ -49,11 +50,12 @@ def test_each_step_is_said_once_it_takes_long(terminal: Terminal) -> None:
     ]
 
 
-def test_a_quick_open_says_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening_line, "AFTER_SECONDS", 3600.0)
+def test_a_quick_open_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch, 3600.0)
     with OpeningLine("notes", shown=True) as line:
         line.doing("starting the database")
-    assert not line._timer or line._timer.finished.is_set()
+    assert line._timer is not None
+    assert line._timer.finished.is_set()
     assert terminal.getvalue() == ""
 
 
