@@ -136,7 +136,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     database_timeout_seconds: float = 60.0
     #: keep the HTTP server that Pixeltable opens on loopback (it serves the whole file system to any local user)
     keep_pixeltable_http_server: bool = False
-    #: show on stderr what takes long: a bar while a projection is rebuilt and, after two seconds and on a terminal, what an
+    #: show on stderr what takes long: a bar while a projection is rebuilt and, on a terminal after two seconds, what an
     #: open is doing and how far a close is
     progress: bool = True
 
