@@ -51,6 +51,7 @@ def test_many_stores_in_one_process(
         ]
         for number, memory in enumerate(stores):
             memory.add_entry("x", embedding=vector(number))
+            memory.flush()
         assert [memory.count() for memory in stores] == [1] * STORES
         assert len(_sessions(oracle)) <= 1 + 4 + 4 + STORES // 4
         fault_report.add("connections: stores in one process", STORES)
@@ -167,6 +168,7 @@ EXHAUSTED = """
     few = {"database_timeout_seconds": 2.0, "retry_seconds_min": 0.05, "retry_seconds_max": 0.2}
     memory = open_memory(home, name, wait_timeout_seconds=2.0, **few)
     memory.add_entry("before", embedding=vector(1))
+    memory.flush()
     assert memory.count() == 1
     from pixelmemory.projection.pixeltable.startup import connection_string
     from pixelmemory.projection.sql.session import shared

@@ -186,6 +186,7 @@ SUSPENDED_SCRIPT = """
     home, name = sys.argv[1:]
     memory = open_memory(home, name, read_timeout_seconds=1.0)
     memory.add_entry("seen", memory_id="seen", embedding=vector(1))
+    memory.flush()
     assert memory.count() == 1
     pid_file = Path(os.environ["PIXELTABLE_HOME"]) / "pgdata" / "postmaster.pid"
     server = psutil.Process(int(pid_file.read_text().splitlines()[0]))

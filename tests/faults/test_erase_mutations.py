@@ -93,8 +93,8 @@ MUTATIONS = (
     Mutation(
         "rows in views are kept",
         "projection/pixeltable/purge",
-        "            for view in internals.derived_tables(connection, table):\n",
-        "            for view in ():\n",
+        "    for view in internals.derived_tables(connection, table):\n",
+        "    for view in ():\n",
         LEFT,
     ),
     Mutation(

@@ -245,7 +245,7 @@ def test_a_dead_letter_is_a_wait_for_nobody(tmp_path: Path, store_name: str) -> 
         refuse_marked(store_name)
         for n in range(5):
             memory.add_entry(f"refused {n}", embedding=vector(n))
-            assert memory.count() == 1
+            assert memory.count(consistency=memory.last_lsn) == 1
         assert memory.stats().lag_events == 0
         assert memory.stats().dead_letters == 5
 

@@ -148,8 +148,8 @@ MUTATIONS = (
     Mutation(
         "a read waits for the database for ever",
         "engine/engine",
-        "        with anyio.move_on_after(seconds):\n",
-        "        with anyio.move_on_after(9e9):\n",
+        "        with anyio.move_on_after(seconds), reading():\n",
+        "        with anyio.move_on_after(9e9), reading():\n",
         (f"{DATABASE}a_read_that_the_database_does_not_answer_ends",),
     ),
     Mutation(

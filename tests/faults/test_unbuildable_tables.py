@@ -301,6 +301,7 @@ def test_ctrl_c_ends_every_wait_for_the_database(tmp_path: Path, store_name: str
 async def test_a_cancelled_read_ends_though_nothing_answers(tmp_path: Path, store_name: str) -> None:
     async with async_memory(tmp_path, store_name) as memory:
         await memory.add_entry("x", embedding=vector(1))
+        await memory.flush()
         assert await memory.count() == 1
         with suspended(Path(os.environ["PIXELTABLE_HOME"])):
             started = time.monotonic()
@@ -408,7 +409,7 @@ def test_threads_that_wait_for_blocked_tables_all_end(
         def work(number: int) -> None:
             try:
                 for n in range(10):
-                    memory.add_entry(f"{number} {n}", embedding=vector(n)) if number % 2 else memory.count()
+                    memory.add_entry(f"{number} {n}", embedding=vector(n)) if number % 2 else memory.flush()
                 outcomes.append("no error")
             except Exception as error:  # noqa: BLE001 - looked at below
                 outcomes.append(str(error))

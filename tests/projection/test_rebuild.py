@@ -93,6 +93,7 @@ class Model:
 
     def assert_equal(self, mem: Memory) -> None:
         """Every memory of every namespace to the last field and the last key, with the vector of its content."""
+        mem.flush()
         for space, memories in self.spaces.items():
             found = mem.search(space, limit=10_000)
             assert {m["memory_id"]: dict(m) for m in found} == memories
