@@ -78,7 +78,7 @@ CLOSE = """
     from tests.harness.engine_tools import GIVEN, options_at, vector
 
     home, name, seconds, progress = sys.argv[1:]
-    engine.CLOSE_BAR_SECONDS = 0.5
+    engine.CLOSE_BAR_SECONDS = 0.5 if float(seconds) else 60.0
     memory = Memory(name, None, GIVEN, options=options_at(home, progress=progress == "True"))
     with stalled_projector(memory) as go_on:
         memory.add_entry("x", embedding=vector(1))
@@ -114,4 +114,4 @@ def test_a_long_close_shows_a_bar(
         os.close(ours)
         assert process.wait(120) == 0, shown
     assert (f"closing {store_name}: 100%" in shown.decode()) is is_shown, shown
-    assert is_shown or shown == b""
+    assert is_shown or b"closing" not in shown

@@ -157,7 +157,7 @@ async def test_a_reader_that_waits_for_the_flush_that_fails_is_told(tmp_path: Pa
     files.failing["sync"] = errno.EIO
     await memory.add_entry("acknowledged, as this mode promises", embedding=vector(1))
     with anyio.fail_after(30), pytest.raises(UnknownOutcomeError):
-        await memory.count(timeout=100)
+        await memory.count(consistency=memory.last_lsn, timeout=100)
     files.failing.clear()
     await memory.aclose()
 

@@ -47,6 +47,7 @@ def _judge(home: Path, name: str, fault_report: FaultReport, **options: Any) -> 
         assert memory.health().ok, memory.health()
         check_store(home, name)
         memory.add_entries([{"content": "usable", "embedding": [1.0] + [0.0] * 7}], "a")
+        memory.flush()
         assert memory.count() == len(check_store(home, name))
     events = [
         (event.lsn, event.type_code, event.fields["namespace"], event.fields["memory_id"])
