@@ -134,6 +134,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     # -- Pixeltable
     #: how long to wait for the database: for its start, here or in another process, and for a connection to it
     database_timeout_seconds: float = 60.0
+    #: stop the embedded PostgreSQL at the close of the store, if nobody else is connected; an open starts it again
+    stop_database: bool = False
     #: keep the HTTP server that Pixeltable opens on loopback (it serves the whole file system to any local user)
     keep_pixeltable_http_server: bool = False
     #: show on stderr what takes long: a bar while a projection is rebuilt and, on a terminal after two seconds, what an

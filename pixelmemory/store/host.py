@@ -5,6 +5,7 @@ Pixeltable and PyTorch load here, when a store is opened, and not at import.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
     from pixelmemory.projection.contract import Host, ProjectionState
     from pixelmemory.projection.pixeltable.server import Stopped
 
-__all__ = ["as_unavailable", "drop_tables", "function_embedder", "open_host", "start_host", "stop_database"]
+__all__ = [
+    "as_unavailable",
+    "drop_tables",
+    "function_embedder",
+    "keep_database",
+    "open_host",
+    "start_host",
+    "stop_database",
+]
 
 
 def start_host(dimensions: int | None, options: Options, check: Callable[[], None]) -> None:
@@ -82,6 +91,13 @@ def function_embedder(config: EmbeddingConfig) -> Embedder:
     from pixelmemory.projection.pixeltable.function import FunctionEmbedder
 
     return FunctionEmbedder(config)
+
+
+def keep_database(*, stop: bool, check: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """Around a store's life; see :func:`pixelmemory.projection.pixeltable.startup.keep_database`."""
+    from pixelmemory.projection.pixeltable.startup import keep_database
+
+    return keep_database(stop=stop, check=check)
 
 
 def stop_database(*, force: bool) -> tuple[Path, Stopped]:

@@ -46,7 +46,7 @@ from pixelmemory.memory.rules import Rules
 from pixelmemory.memory.schema import parse_schema
 from pixelmemory.options import Options
 from pixelmemory.store.erase import Eraser
-from pixelmemory.store.host import as_unavailable, function_embedder, open_host, start_host
+from pixelmemory.store.host import as_unavailable, function_embedder, keep_database, open_host, start_host
 from pixelmemory.store.lock import StoreLock
 from pixelmemory.store.maintenance import Maintenance
 from pixelmemory.store.manifest import Manifest
@@ -146,6 +146,7 @@ def open_store(
             raise InvalidArgumentError("embedding_config", "names no model, and reembed needs one to embed with")
         check()
         line.doing("starting the database")
+        stack.enter_context(keep_database(stop=options.stop_database, check=check))
         missing = _start_host(store.dimensions, options, check)
         fields = {} if store.schema is None else store.schema.fields
         manifest = _renewed(manifest, embedding, label, store.dimensions, fields, options).placed(folder)

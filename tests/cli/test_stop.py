@@ -107,3 +107,89 @@ def test_a_database_of_the_users_own_is_refused(monkeypatch: pytest.MonkeyPatch,
     done = stop(tmp_path)
     assert done.returncode == 2
     assert "PIXELTABLE_DB_CONNECT_STR" in done.stderr
+
+
+# -------------------------------------------------------------------------------------------- Options.stop_database
+
+STOP_AT_CLOSE = """
+    import sys, threading
+    from pathlib import Path
+    import psutil
+    from pixelmemory import Memory, Options
+
+    home, pixeltable = sys.argv[1], Path(sys.argv[2])
+
+    def opened(name, stop=True):
+        options = Options(home=home, progress=False, stop_database=stop)
+        return Memory(name, embedding_config={"dimensions": 3}, options=options)
+
+    def added(mem):
+        mem.add_entry("text", embedding=[1, 2, 3])
+        mem.flush()
+        return mem.count(consistency="eventual")
+
+    def runs():
+        path = pixeltable / "pgdata" / "postmaster.pid"
+        return path.exists() and psutil.pid_exists(int(path.read_text().split()[0]))
+"""
+
+ONE_STORE = """
+    for n in range(3):
+        mem = opened("notes")
+        assert runs()
+        print(added(mem), flush=True)
+        mem.close()
+        print(runs(), flush=True)
+"""
+
+TWO_STORES = """
+    first, second = opened("first"), opened("second", stop=False)
+    first.close()
+    print(runs(), added(second), flush=True)
+    first = opened("first")
+    second.close()
+    print(runs(), added(first), flush=True)
+    first.close()
+    print(runs(), flush=True)
+"""
+
+AT_ONCE = """
+    def live(name):
+        for n in range(4):
+            with opened(name) as mem:
+                print(added(mem) == n + 1, flush=True)
+
+    threads = [threading.Thread(target=live, args=[f"store{n}"]) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(runs(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (ONE_STORE, ["1", "False", "2", "False", "3", "False"]),
+        (TWO_STORES, ["True", "1", "True", "1", "False"]),
+        (AT_ONCE, ["True"] * 12 + ["False"]),
+    ],
+    ids=["one store", "two stores", "stores that open while others close"],
+)
+def test_the_last_close_stops_it_where_the_option_says_so(tmp_path: Path, script: str, expected: list[str]) -> None:
+    with pixeltable_home() as home:
+        done = run_script(STOP_AT_CLOSE + script, tmp_path, home, PIXELTABLE_HOME=str(home))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == expected, done.stderr
+        assert "not stopped" not in done.stderr
+
+
+def test_a_close_leaves_it_to_another_process(tmp_path: Path) -> None:
+    with pixeltable_home() as home, start_script(OPEN_AND_CLOSE, tmp_path, "wait", PIXELTABLE_HOME=str(home)) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "1\n"
+        done = run_script(STOP_AT_CLOSE + TWO_STORES, tmp_path / "others", home, PIXELTABLE_HOME=str(home))
+        assert done.stdout.split() == ["True", "1", "True", "1", "True"], done.stderr
+        owner.communicate("\n", timeout=60)
+        assert owner.returncode == 0

@@ -16,8 +16,9 @@ USED_ELSEWHERE = {
     # signatures that a protocol of Python's prescribes
     "aio.py": {"iterate", "traceback"},
     "sync.py": {"iterate", "traceback"},
-    "embedding/model.py": {"traceback"},
+    "embedding/fair_lock.py": {"traceback"},
     "engine/progress.py": {"traceback"},
+    "store/opening_line.py": {"traceback"},
     "quiet.py": {"match"},
     "projection/pixeltable/startup.py": {"cleanup_mode", "_http_address"},
     # users: members and fields of what is public

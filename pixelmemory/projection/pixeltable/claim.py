@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import socket
 import threading
 import time
 from typing import Any
@@ -18,7 +17,7 @@ import psycopg
 
 from pixelmemory.errors import StoreLockedError
 from pixelmemory.projection.pixeltable.startup import connection_string
-from pixelmemory.projection.sql.session import connect
+from pixelmemory.projection.sql.session import connect, session_name
 
 __all__ = ["Claim"]
 
@@ -80,7 +79,7 @@ class _Session:
                 owner = _owner(connection, key)
             pid = None if owner is None else _pid_of(owner)
             # our own name: of a session before this one, which the server has not missed yet
-            orphaned = owner is None or owner == _session_name(os.getpid()) or (pid is not None and not _runs(pid))
+            orphaned = owner is None or owner == session_name() or (pid is not None and not _runs(pid))
             if not orphaned or time.monotonic() > deadline:
                 raise StoreLockedError(what, pid)
             time.sleep(PAUSE_SECONDS)
@@ -94,7 +93,7 @@ class _Session:
             except psycopg.Error:
                 self._connection.close()
                 self._connection = None
-        connection = connect(connection_string(), _session_name(os.getpid()))
+        connection = connect(connection_string(), session_name())
         try:
             self._keys = {key for key in self._keys if _try_lock(connection, key)}
         except BaseException:
@@ -153,15 +152,10 @@ def _owner(connection: psycopg.Connection[Any], key: int) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _session_name(pid: int) -> str:
-    host = socket.gethostname().encode("ascii", "replace").decode()
-    return f"pixelmemory {pid}@{host}"[:63]  # more is cut by PostgreSQL
-
-
 def _pid_of(name: str) -> int | None:
     """The process that gave a session its name; None if that was not on this machine, or not one of ours."""
     pid = name.removeprefix("pixelmemory ").partition("@")[0]
-    return int(pid) if pid.isdecimal() and name == _session_name(int(pid)) else None
+    return int(pid) if pid.isdecimal() and name == session_name(int(pid)) else None
 
 
 def _runs(pid: int) -> bool:

@@ -28,7 +28,7 @@ from pixelmemory.projection.pixeltable.server import EmbeddedServer, Stopped
 from pixelmemory.projection.pixeltable.start_lock import locked_start
 from pixelmemory.projection.sql import failures
 from pixelmemory.projection.sql.failures import cause_of, first_line
-from pixelmemory.projection.sql.session import watch_engine
+from pixelmemory.projection.sql.session import is_of_this_process, let_go, watch_engine
 from pixelmemory.quiet import ignore_warnings
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "empty_pixeltable_logs",
     "is_infrastructure_error",
     "is_missing_table",
+    "keep_database",
     "revive_server",
     "start_pixeltable",
     "stop_database",
@@ -49,6 +50,8 @@ _start_lock = threading.Lock()
 
 #: how long a start waits where nobody says otherwise; the default of ``Options.database_timeout_seconds``
 START_SECONDS = 60.0
+#: how long the server may take to end a session whose client has closed its connection
+SESSION_END_SECONDS = 1.0
 #: how often Pixeltable's set-up is tried where another process does the same at the same time
 INIT_TRIES = 5
 
@@ -287,6 +290,61 @@ def stop_database(*, force: bool, timeout_seconds: float = START_SECONDS) -> tup
         return folder, Stopped(was_running=False, clients=())
     with locked_start(home, timeout_seconds):  # an open holds it until its Pixeltable has connections of its own
         return folder, _embedded(folder, timeout_seconds).stop(force=force)
+
+
+#: the stores of this process that are open, or being opened or closed; held while the database is stopped
+_users = 0
+_users_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def keep_database(*, stop: bool, check: Callable[[], None]) -> Iterator[None]:
+    """While a store of this process is in the block, no other one stops the database at its close.
+
+    Args:
+        stop: shut the embedded PostgreSQL down after the block, if nobody is connected then. That it cannot be stopped
+            is logged, and not raised.
+        check: called while waiting for a stop to end; what it raises ends the wait.
+    """
+    global _users
+    while not _users_lock.acquire(timeout=0.05):
+        check()
+    _users += 1
+    _users_lock.release()
+    try:
+        yield
+    finally:
+        with _users_lock:
+            _users -= 1
+            if stop and not _users:
+                _stop_unused()
+
+
+def _stop_unused() -> None:
+    """Shut the embedded PostgreSQL of this process's Pixeltable down, if only this process is connected to it."""
+    home = _running_home()
+    try:
+        folder = None if home is None else embedded_folder()
+        if home is None or folder is None:
+            return
+        let_go()
+        deadline = time.monotonic() + SESSION_END_SECONDS
+        with locked_start(home, START_SECONDS):
+            while clients := _embedded(folder).stop(force=False).clients:
+                if time.monotonic() > deadline or not all(map(is_of_this_process, clients)):
+                    _logger.info("the database goes on running for %s", ", ".join(sorted(set(clients))))
+                    return
+                time.sleep(0.02)
+    except Exception as error:  # noqa: BLE001 - a close does not fail for what it need not do
+        _logger.warning("the database was not stopped: %s", first_line(error))
+
+
+def _after_fork_in_child() -> None:
+    global _users, _users_lock
+    _users, _users_lock = 0, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _same_place(url: str, other: str) -> bool:

@@ -36,6 +36,7 @@ from pixelmemory.projection.rows import COLUMNS, Kind
 from pixelmemory.projection.scaling import DIMENSIONS_MAX_FP32
 from pixelmemory.projection.sql.filters import typed_index
 from pixelmemory.projection.sql.physical import PhysicalTable, namespace_key
+from pixelmemory.projection.sql.session import connect
 
 __all__ = [
     "INDEX_NAME",
@@ -51,6 +52,8 @@ __all__ = [
 _logger = logging.getLogger("pixelmemory.projection")
 
 ROOT = "pixelmemory"
+#: of the advisory lock that is held while a folder is made
+_FOLDERS_KEY = int.from_bytes(hashlib.blake2b(ROOT.encode(), digest_size=8).digest(), "big", signed=True)
 INDEX_NAME = "content_embedding"
 SHARED_TABLE = "memories"
 #: rows at once that give a new namespace its own table from the beginning: to make it takes 100 ms or more
@@ -83,6 +86,20 @@ def folder_name(store_name: str, tables_id: uuid.UUID) -> str:
     if not slug[:1].isalpha():  # an identifier begins with a letter
         slug = f"store_{slug}".rstrip("_")
     return f"{slug}_{tables_id.hex}"
+
+
+@contextlib.contextmanager
+def _one_maker_of_folders() -> Iterator[None]:
+    """Let one store at a time make its folder in the block, in every process that uses the database.
+
+    Pixeltable lets two that make one folder at the same time (``pixelmemory``, for the first two stores) make it twice.
+    After that nobody can use it.
+    """
+    with contextlib.closing(connect(connection_string(), "pixelmemory")) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (_FOLDERS_KEY,))
+        yield
+        # explicitly: a session ends some time after its connection is closed
+        connection.execute("SELECT pg_advisory_unlock(%s)", (_FOLDERS_KEY,))
 
 
 def find_folder(store_name: str, tables_id: uuid.UUID, history_id: str) -> str | None:
@@ -199,7 +216,8 @@ class TableSet:
 
     def initialize(self) -> None:
         """Make an empty projection with its checkpoint at 0. The state row comes last: without it there is none."""
-        pxt.create_dir(self.path, parents=True, if_exists="ignore")
+        with _one_maker_of_folders():
+            pxt.create_dir(self.path, parents=True, if_exists="ignore")
         fault_point("projection.after_folder")
         registry = {"namespace_key": pxt.UUID, "namespace": pxt.String, "table_name": pxt.String}
         dead = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import socket
 import threading
 import time
 import weakref
@@ -24,7 +25,16 @@ from pixelmemory.errors import ProjectionUnavailableError, UnavailableCause
 from pixelmemory.forks import never_collect
 from pixelmemory.projection.sql.failures import EXHAUSTED_REMEDY, is_exhausted
 
-__all__ = ["ReadConnections", "connect", "keep_from_children", "shared", "watch_engine"]
+__all__ = [
+    "ReadConnections",
+    "connect",
+    "is_of_this_process",
+    "keep_from_children",
+    "let_go",
+    "session_name",
+    "shared",
+    "watch_engine",
+]
 
 #: pause between two tries to connect where the server has no connection left
 PAUSE_SECONDS = 0.1
@@ -174,6 +184,23 @@ class ReadConnections:
                 _let_engines_go()
             if nothing_left:
                 return
+
+
+def let_go() -> None:
+    """Close every connection of this process that nobody uses."""
+    shared.forget_idle()
+    _let_engines_go()
+
+
+def is_of_this_process(application_name: str) -> bool:
+    """Whether a session that has this name can be one of this process."""
+    return application_name in ("pixelmemory", f"pixeltable-{os.getpid()}", session_name())
+
+
+def session_name(pid: int | None = None) -> str:
+    """What the connection calls itself that holds the claims of a process; by default of this one."""
+    host = socket.gethostname().encode("ascii", "replace").decode()
+    return f"pixelmemory {os.getpid() if pid is None else pid}@{host}"[:63]  # more is cut by PostgreSQL
 
 
 def _let_engines_go() -> None:
