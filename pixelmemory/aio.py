@@ -184,7 +184,7 @@ class AsyncMemory:
                 load.
 
         Returns:
-            A handle; :class:`AsyncMemory` opens it with ``async with``, :class:`Memory` gives it open.
+            The store; ``async with`` opens it.
 
         Raises:
             As :meth:`open`; InvalidArgumentError for options with a ``home``.
@@ -942,7 +942,7 @@ class AsyncMemory:
             timeout: seconds. Default: ``options.wait_timeout_seconds``.
             progress: True for a bar on stderr; or a function that is called about ten times a second, and once at the
                 end, with the number of events that have become visible since the call and the number that will. It is
-                called in the event loop; that of a :class:`Memory` is in another thread. What it raises ends the wait.
+                called in the event loop. What it raises ends the wait.
 
         Returns:
             The LSN up to which it is.

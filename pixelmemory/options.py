@@ -42,104 +42,116 @@ class Layout(enum.Enum):
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a store is opened. Every field has a default that suits an agent on a laptop.
 
+    Attributes:
+        home: the folder that holds the stores; without it ``PIXELMEMORY_HOME``, else the user data folder of the
+            platform
+        sync_mode: when an append is acknowledged, and what it then survives
+        sync_interval_seconds: longest time between flushes in ``SyncMode.INTERVAL``
+        segment_bytes_max: size at which a segment of the log is closed, and the next one begun
+        append_bytes_max: encoded size of one call (one ``add_entries``), and so of one frame
+        buffer_bytes_max: encoded size of all calls that wait for the writer; a call beyond it waits for room
+        tail_bytes_max: newest events kept decoded for the projector, so that it need not read them back
+        drop_damaged_final_frame: drop a final frame of full length whose checksum fails (it may have been
+            acknowledged); its bytes are kept in ``quarantine/``
+        content_chars_max: characters of a content
+        metadata_bytes_max: bytes of the JSON text of the metadata of one memory
+        metadata_depth_max: levels of nesting of the metadata
+        metadata_int_digits_max: decimal digits of one integer in the metadata
+        namespace_chars_max: characters of a namespace
+        memory_id_chars_max: characters of a memory id
+        filter_nodes_max: nodes of one filter
+        filter_depth_max: levels of nesting of one filter
+        batch_events_max: events applied in one transaction
+        batch_bytes_max: encoded bytes applied in one transaction (a single frame may exceed it)
+        linger_seconds: how long the projector lets a batch gather while no reader waits; 0: not at all
+        linger_seconds_max: the same while thousands of events a second come in
+        lag_events_max: events that may be durable and not yet visible; a writer beyond it waits
+        lag_timeout_seconds: how long such a writer waits before it gets ``WaitTimeoutError``
+        memtable_bytes_max: bytes of durable events that are kept in memory for reads until the tables have them; a read
+            of a namespace that has more waits for the tables
+        retry_seconds_min: first pause between tries after an infrastructure error
+        retry_seconds_max: longest pause between such tries
+        layout: how namespaces map to tables
+        graph_rows_min: rows from which a table's HNSW index is built; smaller tables are searched exactly
+        rebuild: delete the projection and rebuild it from the log at open
+        reembed: accept another embedding model than the store's, and embed every memory again at open
+        vector_cache: keep vectors on disk by (model, content), so that a rebuild does not embed again
+        wait_timeout_seconds: default of ``consistency=`` waits
+        open_without_tables: open the store also where its tables cannot be built or reached: adds are taken, reads
+            fail, health says why
+        close_timeout_seconds: how long a close waits for the batch that is being applied
+        read_timeout_seconds: how long one read may take in the database
+        reader_threads_max: threads that read at the same time
+        connections_max: connections to the database that the reads of all stores of this process have in use at the
+            same time
+        connection_idle_seconds: how long a connection is kept that nobody uses
+        direct_sql: use prepared SQL on Pixeltable's store tables for hot reads; False forces Pixeltable's public API
+        database_timeout_seconds: how long to wait for the database: for its start, here or in another process, and for
+            a connection to it
+        stop_database: stop the embedded PostgreSQL at the close of the store, if nobody else is connected; an open
+            starts it again
+        keep_pixeltable_http_server: keep the HTTP server that Pixeltable opens on loopback (it serves the whole file
+            system to any local user)
+        progress: show on stderr what takes long: a bar while a projection is rebuilt and, on a terminal after two
+            seconds, what an open is doing and how far a close is
+
     Raises:
         InvalidArgumentError: a value out of its range.
         InvalidTypeError: a value of the wrong type.
     """
 
     # -- where
-    #: the folder that holds the stores; without it ``PIXELMEMORY_HOME``, else the user data folder of the platform
     home: str | os.PathLike[str] | None = None
 
     # -- the log
     sync_mode: SyncMode = SyncMode.ALWAYS
-    #: longest time between flushes in ``SyncMode.INTERVAL``
     sync_interval_seconds: float = 0.1
-    #: a segment is closed when it has grown to this size
     segment_bytes_max: int = 64 * 1024 * 1024
-    #: encoded size of one call (one ``add_entries``), and so of one frame
     append_bytes_max: int = 64 * 1024 * 1024
-    #: encoded size of all calls that wait for the writer; a call beyond it waits for room
     buffer_bytes_max: int = 128 * 1024 * 1024
-    #: newest events kept decoded for the projector, so that it need not read them back
     tail_bytes_max: int = 32 * 1024 * 1024
-    #: drop a final frame of full length whose checksum fails (it may have been acknowledged); its bytes are kept
-    #: in ``quarantine/``
     drop_damaged_final_frame: bool = False
 
     # -- values
-    #: characters
     content_chars_max: int = 10_000_000
-    #: bytes of its JSON text
     metadata_bytes_max: int = 1024 * 1024
-    #: levels of nesting
     metadata_depth_max: int = 64
-    #: decimal digits of one integer
     metadata_int_digits_max: int = 1000
-    #: characters
     namespace_chars_max: int = 255
-    #: characters
     memory_id_chars_max: int = 1024
-    #: nodes of one filter, and levels of its nesting
     filter_nodes_max: int = 1000
     filter_depth_max: int = 32
 
     # -- the projector
-    #: events applied in one transaction
     batch_events_max: int = 2000
-    #: encoded bytes applied in one transaction (a single frame may exceed it)
     batch_bytes_max: int = 16 * 1024 * 1024
-    #: how long the projector lets a batch gather while no reader waits; 0: not at all
     linger_seconds: float = 0.02
-    #: how long it goes on with that while thousands of events a second come in
     linger_seconds_max: float = 1.0
-    #: events that may be durable and not yet visible; a writer beyond it waits
     lag_events_max: int = 100_000
-    #: bytes of those events that are kept in memory for reads; a namespace whose events are beyond it is read once
-    #: its tables have caught up
-    memtable_bytes_max: int = 64 * 1024 * 1024
-    #: how long such a writer waits before it gets WaitTimeoutError
     lag_timeout_seconds: float = 600.0
-    #: first and longest pause between tries after an infrastructure error
+    memtable_bytes_max: int = 64 * 1024 * 1024
     retry_seconds_min: float = 0.1
     retry_seconds_max: float = 5.0
     layout: Layout = Layout.AUTO
-    #: rows from which a table's HNSW index is built; smaller tables are searched exactly
     graph_rows_min: int = 10_000
-    #: delete the projection and build it anew from the log at open
     rebuild: bool = False
-    #: accept another embedding model than the store's and embed every memory anew at open
     reembed: bool = False
-    #: keep vectors on disk by (model, content), so that a rebuild does not embed again
     vector_cache: bool = True
 
     # -- reads
-    #: default of ``consistency=`` waits
     wait_timeout_seconds: float = 60.0
-    #: open the store also where its tables cannot be built or reached: adds are taken, reads fail, health says why
     open_without_tables: bool = False
-    #: how long a close waits for the batch that is being applied
     close_timeout_seconds: float = 120.0
-    #: how long one read may take in the database
     read_timeout_seconds: float = 600.0
-    #: threads that read at the same time
     reader_threads_max: int = 4
-    #: connections to the database that the reads of all stores of this process have in use at the same time
     connections_max: int = 16
-    #: how long a connection is kept that nobody uses
     connection_idle_seconds: float = 30.0
-    #: use prepared SQL on Pixeltable's store tables for hot reads; False forces Pixeltable's public API
     direct_sql: bool = True
 
     # -- Pixeltable
-    #: how long to wait for the database: for its start, here or in another process, and for a connection to it
     database_timeout_seconds: float = 60.0
-    #: stop the embedded PostgreSQL at the close of the store, if nobody else is connected; an open starts it again
     stop_database: bool = False
-    #: keep the HTTP server that Pixeltable opens on loopback (it serves the whole file system to any local user)
     keep_pixeltable_http_server: bool = False
-    #: show on stderr what takes long: a bar while a projection is rebuilt and, on a terminal after two seconds, what an
-    #: open is doing and how far a close is
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -97,19 +97,71 @@ class Memory:
     def temporary(
         cls, schema: object = None, embedding_config: object = None, *, options: Options | None = None
     ) -> Self:
-        """A throw-away store, for tests, open. See :meth:`AsyncMemory.temporary`."""
+        """A throw-away store, for tests: nothing of it is left once it is closed.
+
+        ::
+
+            with Memory.temporary() as mem:
+                mem.add_entry("Ada prefers tea")
+
+        Its home is a folder of its own among the temporary files. Its tables are in the Pixeltable that this process
+        uses (``PIXELTABLE_HOME``), which starts with the first store, so later ones open in a fraction of a second. A
+        close waits for nothing. Where the process is killed, the folder and the tables are left.
+
+        Args:
+            schema, options: as for :class:`Memory`; the options name no ``home``.
+            embedding_config: as for :class:`Memory`. Default: no semantic search, since a model takes seconds to
+                load.
+
+        Returns:
+            The store, open.
+
+        Raises:
+            As :meth:`open`; InvalidArgumentError for options with a ``home``.
+        """
         self = cls.__new__(cls)
         self._begin(AsyncMemory.temporary(schema, embedding_config, options=options))
         return self
 
     @classmethod
     def stores(cls, *, options: Options | None = None) -> list[StoreRecord]:
-        """The stores of a home. See :meth:`AsyncMemory.stores`."""
+        """The stores of a home, by name. Opens none of them.
+
+        Args:
+            options: say which home. Default: as for :class:`Memory`.
+
+        Returns:
+            Dicts with ``name``, ``path`` and ``bytes``, the size of the files in the folder ``path``.
+
+        Raises:
+            StoreError: the home cannot be read.
+        """
         return _in_a_loop(AsyncMemory.stores, options=options)
 
     @classmethod
     def destroy(cls, name: str, *, confirm: str, options: Options | None = None) -> None:
-        """Remove a store for good. See :meth:`AsyncMemory.destroy`."""
+        """Remove a store for good: its log, its tables with what users added to them, and its vector cache.
+
+        ::
+
+            Memory.destroy("agent", confirm="agent")
+
+        Starts Pixeltable, to drop the tables. A destroy that was interrupted is finished by the next one; until then
+        the store cannot be opened. To have what a store held leave PostgreSQL's
+        files at once, call :meth:`erase_namespace` before.
+
+        Args:
+            name: of the store.
+            confirm: the name once more.
+            options: say which home. Default: as for :class:`Memory`.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument, or ``confirm`` is not ``name``.
+            StoreLockedError: the store is open, here or in another process.
+            StoreError: there is no such store, or a file of it cannot be removed.
+            ManifestError: its manifest, which says which tables are its, cannot be read.
+            ProjectionUnavailableError: Pixeltable does not start.
+        """
         _in_a_loop(AsyncMemory.destroy, name, confirm=confirm, options=options)
 
     def _call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
@@ -205,7 +257,27 @@ class Memory:
         embedding: Sequence[float] | np.ndarray | None = None,
         if_exists: IfExists = "error",
     ) -> str:
-        """Add one memory; durable when this returns. See :meth:`AsyncMemory.add_entry`."""
+        """Add one memory; durable when this returns.
+
+        Args:
+            content: the text that is stored and embedded.
+            namespace: 1 to 255 characters.
+            metadata: a JSON object: comes back exactly, key order included. Default: ``{}``.
+            memory_id: an id of the caller's; makes a retry safe. Default: a new UUIDv7.
+            timestamp: when the memory was created; naive means local time. Default: now.
+            embedding: a vector of the caller's, ``(dimensions,)``. Default: the model's.
+            if_exists: where ``memory_id`` exists: ``"error"`` raises, ``"ignore"`` keeps what is there, ``"replace"``
+                puts the new memory in its place, with a new time unless ``timestamp`` is given.
+
+        Returns:
+            The memory's id.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument; nothing was logged.
+            MemoryExistsError: ``memory_id`` exists in ``namespace``.
+            LogError: the write failed; the class says whether it may have been recorded.
+            WaitTimeoutError: the projection is too far behind and made no room in time.
+        """
         return self._call(
             self._memory.add_entry,
             content,
@@ -224,7 +296,22 @@ class Memory:
         *,
         if_exists: IfExists = "error",
     ) -> list[str]:
-        """Add several memories as one atomic batch. See :meth:`AsyncMemory.add_entries`."""
+        """Add several memories as one atomic batch: all of them or, with one bad entry, none.
+
+        Args:
+            entries: dicts with ``content`` and optionally ``metadata``, ``memory_id``, ``timestamp``, ``embedding``,
+                as in :meth:`add_entry`.
+            namespace: of all of them.
+            if_exists: as in :meth:`add_entry`, for each of them. Of entries with the same id in one call ``"ignore"``
+                keeps the first and ``"replace"`` the last. An import that is run again is one call with either.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            LimitExceededError: the batch is larger than ``append_bytes_max`` encoded; split it. Otherwise as
+                :meth:`add_entry`; errors name the entry, such as ``entries[3].content``.
+        """
         return self._call(self._memory.add_entries, entries, namespace, if_exists=if_exists)
 
     def get_memory(
@@ -235,7 +322,16 @@ class Memory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> MemoryRecord | None:
-        """One memory by its id, or None. See :meth:`AsyncMemory.get_memory`."""
+        """One memory by its id, or None if ``namespace`` does not hold it.
+
+        Args:
+            consistency: what to wait for; see :meth:`search`.
+            timeout: seconds to wait at most. Default: ``options.wait_timeout_seconds``.
+
+        Raises:
+            WaitTimeoutError: what was waited for did not become visible in time.
+            ProjectionUnavailableError: the database cannot be read.
+        """
         return self._call(self._memory.get_memory, memory_id, namespace, consistency=consistency, timeout=timeout)
 
     def search(
@@ -255,7 +351,42 @@ class Memory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> list[MemoryRecord]:
-        """Memories by meaning, by metadata and by time. See :meth:`AsyncMemory.search`."""
+        """Memories by meaning, by metadata and by time; all conditions hold before ``limit`` is applied.
+
+        Args:
+            namespace: where to search: one namespace, a list of several, or ``Under("users/ann")`` for all under a
+                prefix of whole labels. All are ranked together, and each result of several says its ``namespace``.
+                Where nothing is found, a namespace that was never written is warned of, once for an open store, and so
+                is a question that stands here by mistake.
+            query: a text, not an empty one; results are ordered by its cosine similarity. Default: none, and the newest
+                come first.
+            limit: how many at most, any integer from 0.
+            metadata_filter: the filter language, such as ``{"tags": "x", "year": {"$gte": 2020}}``.
+            start_time, end_time: inclusive bounds of the creation time; naive means local time.
+            vector: a query vector of the caller's, ``(dimensions,)``, in place of ``query``.
+            min_score: the least similarity, -1 to 1; needs ``query`` or ``vector``.
+            distinct: leave out results whose cosine similarity to a better one is at least this, -1 to 1, such as 0.95
+                for near duplicates; needs ``query`` or ``vector``. Looks at the 10,000 best at most.
+            diversity: how much the difference of the results counts beside their similarity to the query, 0 to 1, such
+                as 0.3: they are chosen by maximal marginal relevance, out of four times ``limit`` or 50. Needs
+                ``query`` or ``vector``.
+            offset: how many of the first results to leave out. To go through all of a namespace, use
+                :meth:`list_memories`: an offset skips and repeats where memories are added meanwhile.
+            consistency: ``"session"`` sees every write to ``namespace`` that this handle has acknowledged;
+                ``"eventual"`` sees what is in the tables; ``"strong"`` sees all that is durable now; an integer waits
+                until the tables show that LSN. None of the first three waits for writes to other namespaces.
+            timeout: seconds to wait at most. Default: ``options.wait_timeout_seconds``.
+
+        Returns:
+            Dicts with ``memory_id``, ``timestamp``, ``content``, ``metadata`` and, with ``query`` or ``vector``,
+            ``similarity_score``.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument; ``InvalidFilterError`` for the filter.
+            WaitTimeoutError: what was waited for did not become visible in time.
+            ProjectionUnavailableError: the database cannot be read.
+            EmbeddingError: the query could not be embedded.
+        """
         return self._call(
             self._memory.search,
             namespace,
@@ -286,7 +417,31 @@ class Memory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> MemoryPage:
-        """One page of the memories of a namespace. See :meth:`AsyncMemory.list_memories`."""
+        """One page of the memories of a namespace, or of several, by the time they were created.
+
+        ::
+
+            page = mem.list_memories("ann")
+            while page.next is not None:
+                page = mem.list_memories("ann", after=page.next)
+
+        No memory comes twice, and none that exists from the first page to the last is skipped, also where several have
+        the same time and while others write. :meth:`iterate` goes through all pages.
+
+        Args:
+            namespace: see :meth:`search`.
+            limit: memories of a page at most, from 1.
+            after: the ``next`` of the page before, in the same order and with the same conditions. Default: the first
+                page.
+            order: which come first.
+            metadata_filter, start_time, end_time, consistency, timeout: see :meth:`search`.
+
+        Returns:
+            ``memories``, as :meth:`search` without a query gives them, and ``next``: None at the end.
+
+        Raises:
+            As :meth:`search`; InvalidArgumentError for an ``after`` that is no ``next`` of such a list.
+        """
         return self._call(
             self._memory.list_memories,
             namespace,
@@ -311,7 +466,14 @@ class Memory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> Iterator[MemoryRecord]:
-        """Every memory of a namespace, page by page. See :meth:`AsyncMemory.iterate`."""
+        """Every memory of a namespace, by the time they were created: the pages of :meth:`list_memories` in turn.
+
+        Args:
+            namespace, order, metadata_filter, start_time, end_time, consistency, timeout: see :meth:`list_memories`.
+
+        Raises:
+            As :meth:`list_memories`, at the first step.
+        """
         after: str | None = None
         while True:
             page = self.list_memories(
@@ -337,7 +499,23 @@ class Memory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> list[MemoryRecord]:
-        """The memories whose content is longer than the model reads. See :meth:`AsyncMemory.truncated_memories`."""
+        """The memories whose content is longer than the model reads, newest first: it is found by its beginning.
+
+        Looks at the contents as they are now, with the model that the store is open with. A memory with a vector of the
+        caller's is among them if its content is too long: the tables do not say where a vector came from. Reads every
+        content of the namespace that may be too long, until there are ``limit``, and tokenizes it.
+
+        Args:
+            limit: how many at most, any integer from 0.
+            consistency, timeout: see :meth:`search`.
+
+        Returns:
+            As :meth:`search` without a query. Empty where the model reads all of a text or does not say how much, and
+            without a model of its own: with a function, with vectors that are always given, without semantic search.
+
+        Raises:
+            As :meth:`get_memory`.
+        """
         return self._call(self._memory.truncated_memories, namespace, limit, consistency=consistency, timeout=timeout)
 
     def update_memory(
@@ -350,17 +528,45 @@ class Memory:
         embedding: Sequence[float] | np.ndarray | None = None,
         merge: bool = False,
     ) -> bool:
-        """Replace content, metadata or both; False if there is none. See :meth:`AsyncMemory.update_memory`."""
+        """Replace the content, the metadata or both of a memory; None leaves a field as it is.
+
+        New content is embedded anew; the creation time stays. With neither given, nothing is logged.
+
+        Args:
+            embedding: a vector of the caller's for the new content.
+            merge: keep the keys of the metadata that ``metadata`` does not name. Goes one level deep: a value that is
+                an object is replaced.
+
+        Returns:
+            True if the memory exists and was updated, False if it does not exist.
+
+        Raises:
+            As :meth:`add_entry`.
+        """
         return self._call(
             self._memory.update_memory, memory_id, namespace, content, metadata, embedding=embedding, merge=merge
         )
 
     def delete_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Delete a memory; False if there is none. See :meth:`AsyncMemory.delete_memory`."""
+        """Delete a memory.
+
+        Returns:
+            True if it existed, False otherwise.
+
+        Raises:
+            As :meth:`add_entry`.
+        """
         return self._call(self._memory.delete_memory, memory_id, namespace)
 
     def delete_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
-        """Delete several memories as one atomic batch; how many existed. See :meth:`AsyncMemory.delete_memories`."""
+        """Delete several memories as one atomic batch.
+
+        Returns:
+            How many of them existed; an id given twice counts once.
+
+        Raises:
+            As :meth:`add_entry`.
+        """
         return self._call(self._memory.delete_memories, memory_ids, namespace)
 
     def delete_where(
@@ -370,35 +576,99 @@ class Memory:
         start_time: dt.datetime | None = None,
         end_time: dt.datetime | None = None,
     ) -> int:
-        """Delete the memories that satisfy conditions; how many there were. See :meth:`AsyncMemory.delete_where`."""
+        """Delete the memories of a namespace that satisfy every condition, at least one of which is given.
+
+        Deletes them in batches: where the call fails or is interrupted, those of some are deleted, and others are not.
+
+        Args:
+            metadata_filter, start_time, end_time: see :meth:`search`.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a bad argument, or no condition; for all of a namespace there is
+                :meth:`delete_namespace`. Otherwise as :meth:`search` and :meth:`delete_memories`.
+        """
         return self._call(self._memory.delete_where, namespace, metadata_filter, start_time, end_time)
 
     def delete_namespace(self, namespace: str) -> int:
-        """Delete every memory of a namespace; how many there were. See :meth:`AsyncMemory.delete_namespace`."""
+        """Delete every memory of ``namespace``, in batches as :meth:`delete_where` does. What it held is erased by
+        :meth:`erase_namespace` alone.
+
+        Returns:
+            How many there were.
+        """
         return self._call(self._memory.delete_namespace, namespace)
 
     def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Delete a memory, and take all it ever held off the disk. See :meth:`AsyncMemory.erase_memory`."""
+        """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
+
+        Returns:
+            True if the store knew of it, deleted or not.
+        """
         return self._call(self._memory.erase_memory, memory_id, namespace)
 
     def erase_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
-        """Delete memories, and take all they ever held off the disk. See :meth:`AsyncMemory.erase_memories`."""
+        """Delete memories, and take everything that they ever held off the disk.
+
+        Their content, metadata, vectors and ids leave the log, the vector cache, ``quarantine/`` (which is emptied),
+        the tables with all their past versions, and what PostgreSQL keeps of them; each event leaves an entry that says
+        that something was erased there, and when. An id may be added again.
+
+        It writes the whole log and the namespace's table anew, so it takes as long as that, and as much room on the
+        disk: erase many at once. Adds go on meanwhile; reads of the namespace wait for its table. An erase that was
+        interrupted is finished when the store is opened again; ``health()`` tells of one that could not be.
+
+        Args:
+            memory_ids: of memories that exist, or that did.
+
+        Returns:
+            How many of them the store knew of.
+
+        Raises:
+            WaitTimeoutError, ProjectionUnavailableError: the projection is behind; nothing is erased yet.
+            LogWriteError: there was no room to write the log anew; nothing is erased yet, but the vectors.
+            ProjectionError: the tables could not be purged; erase again, or reopen the store.
+        """
         return self._call(self._memory.erase_memories, memory_ids, namespace)
 
     def erase_namespace(self, namespace: str) -> int:
-        """Erase every memory that a namespace holds or ever held. See :meth:`AsyncMemory.erase_namespace`."""
+        """Erase every memory that ``namespace`` holds or ever held, as :meth:`erase_memories` does.
+
+        The name of the namespace itself stays: in the registry, and in the name of its table.
+
+        Returns:
+            How many there were.
+        """
         return self._call(self._memory.erase_namespace, namespace)
 
     def compact(self) -> int:
-        """Make the log smaller; no memory changes. See :meth:`AsyncMemory.compact`."""
+        """Make the log smaller: of each memory one event is left, of deleted ones none. No memory changes.
+
+        What stood in the log of earlier contents is gone afterwards. It writes the log anew, which takes as much room
+        on the disk; adds and reads go on meanwhile. Takes about 200 bytes of memory for each memory of the store, and
+        the texts of those that were updated.
+
+        Returns:
+            By how many bytes the log has become smaller; a small one may grow by the header of a segment.
+
+        Raises:
+            WaitTimeoutError, ProjectionUnavailableError: the projection is behind; nothing has changed.
+            LogWriteError: there was no room; nothing has changed.
+        """
         return self._call(self._memory.compact)
 
     def get_namespace_table(self, namespace: str) -> pxt.Table:
-        """The Pixeltable table that holds ``namespace``. See :meth:`AsyncMemory.get_namespace_table`."""
+        """The Pixeltable table that holds ``namespace``, made if it is not there, and level with this handle's writes.
+
+        Columns, indexes, views and rows that are added to it stay and are left alone by Pixelmemory, except that a
+        rebuild of the projection makes the table anew.
+        """
         return self._call(self._memory.get_namespace_table, namespace)
 
     def namespaces(self, *, consistency: Consistency = "session", timeout: float | None = None) -> list[str]:
-        """The namespaces that hold a memory. See :meth:`AsyncMemory.namespaces`."""
+        """The namespaces that hold at least one memory, in code-point order. For ``consistency`` see :meth:`search`."""
         return self._call(self._memory.namespaces, consistency=consistency, timeout=timeout)
 
     def count(
@@ -411,7 +681,12 @@ class Memory:
         consistency: Consistency = "session",
         timeout: float | None = None,
     ) -> int:
-        """How many memories there are. See :meth:`AsyncMemory.count`."""
+        """How many memories satisfy the conditions.
+
+        Args:
+            namespace: see :meth:`search`. Default: the whole store.
+            metadata_filter, start_time, end_time, consistency, timeout: see :meth:`search`.
+        """
         return self._call(
             self._memory.count,
             namespace,
@@ -425,19 +700,36 @@ class Memory:
     def flush(
         self, timeout: float | None = None, *, progress: bool | Callable[[int, int], object] | None = None
     ) -> int:
-        """Wait until everything acknowledged is on the device and visible. See :meth:`AsyncMemory.flush`."""
+        """Wait until everything acknowledged is flushed to the device and visible to every reader.
+
+        Args:
+            timeout: seconds. Default: ``options.wait_timeout_seconds``.
+            progress: True for a bar on stderr; or a function that is called about ten times a second, and once at the
+                end, with the number of events that have become visible since the call and the number that will. It is
+                called in another thread. What it raises ends the wait.
+
+        Returns:
+            The LSN up to which it is.
+
+        Raises:
+            WaitTimeoutError: it was not in time; the error says how far behind the projection is.
+        """
         return self._call(self._memory.flush, timeout, progress=progress)
 
     def retry_dead_letters(self) -> int:
-        """Apply anew what could not be applied. See :meth:`AsyncMemory.retry_dead_letters`."""
+        """Apply anew the events that could not be applied, after their cause was mended.
+
+        Returns:
+            How many were applied; the others stay dead letters, as ``health()`` says.
+        """
         return self._call(self._memory.retry_dead_letters)
 
     def stats(self) -> Stats:
-        """Figures of the store. See :meth:`AsyncMemory.stats`."""
+        """Figures of the store, taken without touching the disk or the database."""
         return self._call(self._memory.stats)
 
     def health(self) -> Health:
-        """Whether the store does all of its work at the moment. See :meth:`AsyncMemory.health`."""
+        """Whether the store does all of its work at the moment, and if not, what is wrong."""
         return self._call(self._memory.health)
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pixelmemory import Memory, SyncMode
+from pixelmemory import Memory, Options, SyncMode
 from tests.harness.embedders import embed_words
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ EXTREMES: list[dict[str, Any]] = [
     # longer than a test may take: a reader does not wait for it
     {"sync_mode": SyncMode.INTERVAL, "sync_interval_seconds": 600.0},
 ]
+
+
+def test_help_describes_every_option() -> None:
+    described = re.findall(r"^        (\w+): \w", Options.__doc__ or "", re.MULTILINE)
+    assert [name for name in described if not name.endswith("Error")] == list(Options.__struct_fields__)
 
 
 @pytest.mark.parametrize("options", EXTREMES, ids=lambda options: ", ".join(options))
