@@ -27,7 +27,7 @@ from tests.harness.fault_report import LONG_FORM, FaultReport, Verdict, timed_ro
 ENDS = ("_exit", "exit", "exception", "SIGKILL")
 
 FORKS = """
-    import gc, json, multiprocessing, os, random, signal, sys, threading, time, warnings
+    import faulthandler, gc, json, multiprocessing, os, random, signal, sys, threading, time, warnings
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks where threads run
     import psycopg
     from tests.harness.engine_tools import GIVEN, open_memory, options_at, vector
@@ -51,6 +51,7 @@ FORKS = """
 
     def in_child(end):
         global memory
+        faulthandler.dump_traceback_later(30)  # where it hangs
         seen = {}
         for what, use in {
             "count": memory.count, "add": lambda: memory.add_entry("no", embedding=vector(1)),
@@ -168,7 +169,7 @@ def test_children_are_refused_and_the_parent_is_not_disturbed(
         answer = answer_of(done)
         fault_report.add(f"fork_pixeltable: {way}, {state}", 4 * rounds)
         fault_report.judge(Verdict(answer["acknowledged"], lost=answer["lost"], silent_changes=answer["more"]))
-        assert answer["hung"] == []
+        assert answer["hung"] == [], done.stderr[-8000:]
         assert answer["errors"] == []
         assert answer["health"] == [True, []]
         assert answer["same sessions"]
