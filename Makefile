@@ -21,7 +21,7 @@ export PYTHONUNBUFFERED := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.stamp-demo ## remember Python's own documentation, search it, reopen it (keeps its data in .demo/)
+demo: $(VENV)/.stamp-demo ## an agent's memory, killed, corrected, erased; then Python's documentation, searched (data in .demo/)
 	@$(BIN)/python examples/demo.py
 
 # each process has a Pixeltable, a database and a model of its own, about 1 GB; 0: all in one, with the fault battery's report
@@ -68,7 +68,33 @@ check: lint docs test ## lint, docs and test: what a change has to pass
 # -- the environment
 
 STAMP_INPUTS := pyproject.toml constraints.txt
-INSTALL = $(BIN)/python -m pip install -c constraints.txt
+INSTALL_LOG := $(VENV)/install.log
+INSTALL = $(BIN)/python -c "$$INSTALLER" $(INSTALL_LOG)
+
+# pip's words go to a file, and one line says how far it is; where it fails, the end of the file is shown
+define INSTALLER
+import subprocess, sys, time
+log, what = sys.argv[1:]
+command = [sys.executable, "-m", "pip", "install", "-c", "constraints.txt", "-e", what]
+on_terminal, started, next_line = sys.stdout.isatty(), time.monotonic(), 30
+with open(log, "w") as words, subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT) as pip:
+    while pip.poll() is None:
+        time.sleep(0.2)
+        seconds = time.monotonic() - started
+        if on_terminal or seconds > next_line:
+            next_line += 30
+            with open(log, errors="replace") as said:
+                lines = said.readlines()
+            found = sum(line.startswith(("Collecting", "Processing", "Obtaining")) for line in lines)
+            doing = "writing them" if any(line.startswith("Installing collected") for line in lines) else "found"
+            print(f"    {found:3} packages {doing}, {seconds:3.0f} s", end="\r" if on_terminal else "\n", flush=True)
+if pip.returncode:
+    with open(log, errors="replace") as said:
+        print("".join(said.readlines()[-30:]), end="")
+    sys.exit(f"pip failed; all that it said is in {log}")
+print(f"    installed in {time.monotonic() - started:.0f} s; what pip said is in {log}")
+endef
+export INSTALLER
 
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v < (3, 14); sys.exit(0 if ok else f"Python 3.11 to 3.13 is needed, and $(PYTHON) is {v.major}.{v.minor}: try make PYTHON=python3.12")'
@@ -78,15 +104,15 @@ $(VENV)/.stamp-venv:
 
 $(VENV)/.stamp-demo: $(STAMP_INPUTS) | $(VENV)/.stamp-venv
 	@echo "==> installing pixelmemory with what the demo needs into $(VENV) (once; torch makes it minutes, not seconds)"
-	@$(INSTALL) -e '.[demo]'
+	@$(INSTALL) '.[demo]'
 	@touch $@
 
 $(VENV)/.stamp-dev: $(STAMP_INPUTS) | $(VENV)/.stamp-venv
 	@echo "==> installing pixelmemory with what development needs into $(VENV) (once; torch makes it minutes, not seconds)"
-	@$(INSTALL) -e '.[demo,test,lint,docs]'
+	@$(INSTALL) '.[demo,test,lint,docs]'
 	@touch $@ $(VENV)/.stamp-demo
 
 $(VENV)/.stamp-bench: $(STAMP_INPUTS) | $(VENV)/.stamp-venv
 	@echo "==> installing pixelmemory and the stores that it is measured beside into $(VENV) (once; torch makes it minutes, not seconds)"
-	@$(INSTALL) -e '.[bench]'
+	@$(INSTALL) '.[bench]'
 	@touch $@

@@ -157,7 +157,7 @@ MUTATIONS = (
     Mutation(
         "the listing is not of its namespace alone",
         "projection/sql/reads",
-        "        where, parameters = self._scope(physical, namespace)\n        content = physical",
+        "        where, parameters = self._scope(table, physical, (namespace,))\n        content = physical",
         "        where, parameters = LIVE, dict[str, Any]()\n        content = physical",
         (f"{TRUNCATION}they_are_listed_newest_first[Layout.SHARED-sql]",),
     ),
