@@ -181,7 +181,8 @@ async def search_docs(mem: AsyncMemory) -> None:
 async def keep_notes(mem: AsyncMemory) -> None:
     """Time, update, get and delete, on three notes that are made anew in each run."""
     console.rule("notes: by time, update, get, delete", style="dim")
-    await mem.delete_memories([found["memory_id"] for found in await mem.search(NOTES, limit=100)], NOTES)
+    if NOTES in await mem.namespaces():
+        await mem.delete_namespace(NOTES)
     now = dt.datetime.now(dt.UTC)
     week_ago = now - dt.timedelta(days=7)
     old, middle, new = [
