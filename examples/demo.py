@@ -179,7 +179,7 @@ async def search_docs(mem: AsyncMemory) -> None:
 
 
 async def keep_notes(mem: AsyncMemory) -> None:
-    """Time, update, get and delete, on three notes that are made anew in each run."""
+    """Time, update, get and delete, on three notes that are made again in each run."""
     console.rule("notes: by time, update, get, delete", style="dim")
     if NOTES in await mem.namespaces():
         await mem.delete_namespace(NOTES)

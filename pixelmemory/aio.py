@@ -692,7 +692,7 @@ class AsyncMemory:
     ) -> bool:
         """Replace the content, the metadata or both of a memory; None leaves a field as it is.
 
-        New content is embedded anew; the creation time stays. With neither given, nothing is logged.
+        New content is embedded again; the creation time stays. With neither given, nothing is logged.
 
         Args:
             embedding: a vector of the caller's for the new content.
@@ -812,7 +812,7 @@ class AsyncMemory:
         the tables with all their past versions, and what PostgreSQL keeps of them; each event leaves an entry that says
         that something was erased there, and when. An id may be added again.
 
-        It writes the whole log and the namespace's table anew, so it takes as long as that, and as much room on the
+        It rewrites the whole log and the namespace's table, so it takes as long as that, and as much room on the
         disk: erase many at once. Adds go on meanwhile; reads of the namespace wait for its table. An erase that was
         interrupted is finished when the store is opened again; ``health()`` tells of one that could not be.
 
@@ -824,7 +824,7 @@ class AsyncMemory:
 
         Raises:
             WaitTimeoutError, ProjectionUnavailableError: the projection is behind; nothing is erased yet.
-            LogWriteError: there was no room to write the log anew; nothing is erased yet, but the vectors.
+            LogWriteError: there was no room to rewrite the log; nothing is erased yet, but the vectors.
             ProjectionError: the tables could not be purged; erase again, or reopen the store.
         """
         return await self._erase(id_list(memory_ids), namespace, "memory_ids")
@@ -853,7 +853,7 @@ class AsyncMemory:
     async def compact(self) -> int:
         """Make the log smaller: of each memory one event is left, of deleted ones none. No memory changes.
 
-        What stood in the log of earlier contents is gone afterwards. It writes the log anew, which takes as much room
+        What stood in the log of earlier contents is gone afterwards. It rewrites the log, which takes as much room
         on the disk; adds and reads go on meanwhile. Takes about 200 bytes of memory for each memory of the store, and
         the texts of those that were updated.
 
@@ -888,10 +888,10 @@ class AsyncMemory:
     # -- the table beneath
 
     async def get_namespace_table(self, namespace: str) -> pxt.Table:
-        """The Pixeltable table that holds ``namespace``, made if it is not there, and level with this handle's writes.
+        """The Pixeltable table that holds ``namespace``: created if missing, with all that this handle has written.
 
         Columns, indexes, views and rows that are added to it stay and are left alone by Pixelmemory, except that a
-        rebuild of the projection makes the table anew.
+        rebuild of the projection rebuilds the table.
         """
         engine, store = self._running()
         checked_namespace = check_namespace(namespace, engine.options)
@@ -954,7 +954,7 @@ class AsyncMemory:
         return await engine.flush(check_timeout(timeout), check_progress(progress))
 
     async def retry_dead_letters(self) -> int:
-        """Apply anew the events that could not be applied, after their cause was mended.
+        """Apply the dead letters again: events that could not be applied, once their cause is mended.
 
         Returns:
             How many were applied; the others stay dead letters, as ``health()`` says.

@@ -318,7 +318,7 @@ class UnknownEventError(LogError):
 
 class LogWriteError(LogError):
     """A write that failed with a definite outcome: nothing of it is recorded (a full disk, say). Later writes are
-    tried anew."""
+    tried again."""
 
 
 class UnknownOutcomeError(LogError):

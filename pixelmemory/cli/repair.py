@@ -45,7 +45,7 @@ _EPILOG = """\
 Copy the store's folder before you use --yes. A torn tail needs no repair: the next open sets it aside.
 
 The tables are asked for the last LSN that they have applied, and for the rows that came from events that are lost; set
-PIXELTABLE_HOME if the store is used with another Pixeltable than ~/.pixeltable. The next open makes them anew.
+PIXELTABLE_HOME if the store is used with another Pixeltable than ~/.pixeltable. The next open rebuilds them.
 
 examples:
   pixelmemory repair notes
@@ -136,7 +136,7 @@ def _show_plan(plan: RepairPlan, snapshot: ProjectionSnapshot | None, unknown: s
     steps += [f"give {path.name} its name back: {right.name}" for path, right in plan.renames]
     steps += [f"seal {view.right_path.name} again" for view in plan.seals]
     if plan.manifest_reason is not None:
-        steps.append("write the MANIFEST anew")
+        steps.append("rewrite the MANIFEST")
     if plan.cut is not None:
         steps += _cut_steps(plan.cut)
     show("repair", *steps)
@@ -148,7 +148,7 @@ def _show_plan(plan: RepairPlan, snapshot: ProjectionSnapshot | None, unknown: s
 
 
 def _cut_steps(cut: Cut) -> list[str]:
-    steps = ["begin the log anew: nothing before the damage is left"]
+    steps = ["begin a new log: nothing before the damage is left"]
     if cut.kept is not None:
         steps = [f"cut the log in {cut.kept.right_path.name} at byte {cut.byte_offset}, before LSN {cut.first_lsn}"]
     steps += [f"set {printable(path.name)} aside" for path in cut.removed]
@@ -169,7 +169,7 @@ def _show_lost(cut: Cut) -> None:
         f"{cut.readable_events:,} of them can still be read, and will stand in events.jsonl",
         f"{unreadable:,} of them cannot be read{'' if cut.exact else ', at most'}",
         "their LSNs are not given out again: placeholders, which change nothing, take their place",
-        "the next open makes the tables anew; rows that came from lost events will stand in rows.jsonl",
+        "the next open rebuilds the tables; rows that came from lost events will stand in rows.jsonl",
     )
 
 

@@ -22,7 +22,7 @@ CONTENT_WIDTH_MIN = 23
 _DESCRIPTION = """\
 Print the events of a store's log, in LSN order, oldest first. The store is not opened: it may be open elsewhere, locked
 or damaged. Damage is told on stderr, and reading goes on behind it. A line of type "erased", "compacted" or "lost"
-stands for an event that was taken out of the log; it is of no memory. What is "lost", a repair had to take out.
+stands for an event that was removed from the log; it is of no memory. What is "lost", a repair had to remove.
 """
 _EPILOG = """\
 examples:
@@ -109,7 +109,7 @@ def _row(stored: StoredEvent, content_width: int) -> str:
     time = utc_text(stored.logged_at_ns // 1_000_000_000 * 1_000_000)
     if isinstance(event, EventRemoved):
         when = "by a repair" if event.reason == LOST else utc_text(event.removed_at_us)[:10]
-        content = f"(taken out {when})"
+        content = f"(removed {when})"
         return _line((str(stored.lsn), time, event_name(stored), "", ""), shorten(content, content_width))
     content = "" if isinstance(event, MemoryDeleted) else "(metadata)" if event.content is None else event.content
     fields = (str(stored.lsn), time, event_name(stored), event.namespace, event.memory_id)

@@ -250,7 +250,7 @@ class Report(msgspec.Struct):
         if len(found.examples) < found.faults:
             show("", f"... and {plural(found.faults - len(found.examples), 'row')} more")
         if found.faults:
-            show("", "the log is the truth: Options(rebuild=True) makes the tables anew from it")
+            show("", "the log is the truth: Options(rebuild=True) rebuilds the tables from it")
         if found.inserted_directly:
             show("", f"{plural(found.inserted_directly, 'row')} inserted directly through Pixeltable: no fault")
         hint = "; see Memory.stats() and retry_dead_letters()" if found.dead_letters else ""
@@ -367,12 +367,12 @@ def _prepare_fold(report: Report, inspection: LogInspection, snapshot: Projectio
     if snapshot.state_id != str(inspection.history_id):
         report.reason = (
             f"the tables were made from another history ({snapshot.state_id}: another store of this name, or before a "
-            "repair). The next open makes them anew"
+            "repair). The next open rebuilds them"
         )
         return None
     report.checkpoint_lsn = snapshot.checkpoint_lsn
     if manifest is not None and 0 < snapshot.checkpoint_lsn < manifest.rewritten_lsn:
-        report.reason = "the tables are older than what was taken out of the log. The next open makes them anew"
+        report.reason = "the tables are older than what was removed from the log. The next open rebuilds them"
         return None
     return Fold(snapshot.dead_lsns)
 

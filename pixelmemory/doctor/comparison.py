@@ -149,7 +149,7 @@ class ProjectionSnapshot:
         rows = self._read("state", ("store_id", "checkpoint_lsn"))
         if len(rows) != 1:
             raise ProjectionUnavailableError(
-                f"the projection {path} is only half made; the next open makes it anew", UnavailableCause.NOT_BUILT
+                f"the projection {path} is only half made; the next open rebuilds it", UnavailableCause.NOT_BUILT
             )
         self.state_id: str = rows[0][0]
         self.checkpoint_lsn: int = rows[0][1]

@@ -14,7 +14,7 @@ from pixelmemory.memory.events import EventRemoved, MemoryAdded, MemoryDeleted, 
 
 __all__ = ["EVENT_NAMES", "LOST", "event_fields", "event_name", "is_placeholder", "json_line"]
 
-#: the reason of what stands in the log for an event that a repair had to take out, so that its LSN is not given out
+#: the reason of what stands in the log for an event that a repair had to remove, so that its LSN is not given out
 #: again
 LOST = "lost"
 
@@ -27,7 +27,7 @@ def is_placeholder(stored: StoredEvent) -> bool:
 
 
 def event_name(stored: StoredEvent) -> str:
-    """``added``, ``updated``, ``deleted``, or why it was taken out: ``erased``, ``compacted``, ``lost``."""
+    """``added``, ``updated``, ``deleted``, or why it was removed: ``erased``, ``compacted``, ``lost``."""
     event = stored.event
     return event.reason if isinstance(event, EventRemoved) else EVENT_NAMES[type(event)]
 

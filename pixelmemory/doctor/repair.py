@@ -247,7 +247,7 @@ class _Repair:
         return self._log_folder / segment_name(kept.first_lsn if kept is not None else 1)
 
     def _cut(self, cut: Cut, epoch: int) -> None:
-        """Write the last segment anew, then take away what is behind it.
+        """Rewrite the last segment, then remove what comes after it.
 
         In this order, so that after an interruption the placeholders still say which LSNs were given out.
         """

@@ -26,10 +26,10 @@ RECORD_BYTES_MIN = RECORD_HEADER_BYTES + len(encode_event(MemoryDeleted("", ""))
 class Cut(NamedTuple):
     """Where the log will end, and what is behind it."""
 
-    #: the segment that is written anew, up to ``byte_offset``; None where nothing before the damage is left
+    #: the segment that is rewritten, up to ``byte_offset``; None where nothing before the damage is left
     kept: SegmentView | None
     byte_offset: int
-    #: LSNs that are taken out, inclusive; none if ``last_lsn`` is before ``first_lsn``
+    #: LSNs that are removed, inclusive; none if ``last_lsn`` is before ``first_lsn``
     first_lsn: int
     last_lsn: int
     #: False where ``last_lsn`` is only the most that can have been
@@ -54,7 +54,7 @@ class RepairPlan(NamedTuple):
     renames: list[tuple[Path, Path]]
     #: segments that are sealed again
     seals: list[SegmentView]
-    #: why the MANIFEST is written anew; None if it is not
+    #: why the MANIFEST is rewritten; None if it is not
     manifest_reason: str | None
     cut: Cut | None
     #: of a torn tail, which is left to the next open

@@ -296,7 +296,7 @@ def _check_complete(model: SentenceTransformer, messages: list[str], source: Mod
 
 
 def _repair(source: ModelSource) -> str:
-    return f"Its files are in {source.folder}: fetch them anew, or pass another model"
+    return f"Its files are in {source.folder}: download them again, or pass another model"
 
 
 def _prompts(model: SentenceTransformer, source: ModelSource, config: EmbeddingConfig) -> tuple[str, str]:

@@ -186,7 +186,7 @@ class VectorCache:
         try:
             self._database = self._connect()
         except sqlite3.DatabaseError as error:
-            _log.warning("the vector cache %s is unreadable and starts anew: %s", self._path, error)
+            _log.warning("the vector cache %s is unreadable and starts again: %s", self._path, error)
             self._start_anew()
         except OSError as error:
             _log.warning("the vector cache %s cannot be used: %s", self._path, error)

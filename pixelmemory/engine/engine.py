@@ -693,7 +693,7 @@ class Engine:
         )
 
     async def retry_dead_letters(self) -> int:
-        """Apply every dead letter anew; returns how many events were applied.
+        """Apply every dead letter again; returns how many events were applied.
 
         The projector comes to it once the batch in hand is applied, and goes on with it where the call is cancelled.
         """

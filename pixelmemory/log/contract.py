@@ -50,7 +50,7 @@ class Append(Protocol):
 class LogCapability(enum.Enum):
     """What a log may lack: it is asked for, and a call that needs it is refused before anything is done."""
 
-    #: :meth:`EventLog.rewrite`: events can be taken out; erase and compaction need it
+    #: :meth:`EventLog.rewrite`: events can be removed; erase and compaction need it
     REWRITE = "rewrite"
     #: :meth:`EventLog.stats`
     STATISTICS = "statistics"

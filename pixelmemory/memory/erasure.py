@@ -1,4 +1,4 @@
-"""Which events an erase takes out."""
+"""Which events an erase removes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Erasure(msgspec.Struct, frozen=True):
     namespace: str
     #: of the namespace's memories, or None for all of them
     memory_ids: list[str] | None
-    #: events after it stay: the memory may have been added anew
+    #: events after it stay: the memory may have been added again
     up_to_lsn: int
 
 

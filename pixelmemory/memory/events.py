@@ -70,11 +70,11 @@ class MemoryDeleted(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=3,
 
 
 class EventRemoved(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag=4, omit_defaults=True):
-    """An event stood here and was taken out; so LSNs stay dense. It is of no memory and changes nothing."""
+    """An event stood here and was removed; so LSNs stay dense. It is of no memory and changes nothing."""
 
     #: ``erased``, ``compacted``, or ``lost`` (to damage, when the log was repaired)
     reason: str
-    #: when it was taken out, microseconds since the epoch, UTC
+    #: when it was removed, microseconds since the epoch, UTC
     removed_at_us: int
 
 

@@ -239,7 +239,7 @@ def _misplaced(key: str) -> str:
 def _split_path(text: str) -> tuple[str, ...]:
     r"""The keys of a dotted path. ``\.`` is a dot, a leading ``\$`` is a dollar, other backslashes are themselves.
 
-    Of several backslashes before a leading dollar the first is taken away, so that every key can be written.
+    Of several backslashes before a leading dollar the first is removed, so that every key can be written.
     """
     if text.lstrip("\\")[:1] == "$":
         text = text[1:]

@@ -86,7 +86,7 @@ class Change(msgspec.Struct, gc=False):
 def fold(events: Iterable[StoredEvent]) -> dict[tuple[str, str], Change]:
     """The changes of a run of events in LSN order, by (namespace, memory id), in order of first mention.
 
-    Events that were taken out of the log change nothing.
+    Events that were removed from the log change nothing.
     """
     changes: dict[tuple[str, str], Change] = {}
     for place, stored in enumerate(events):

@@ -74,7 +74,7 @@ class Projection:
         on_watermark: Callable[[int], None],
         recorded_fields: Mapping[str, str] | None = None,
     ) -> Projection:
-        """Open, or make anew, the projection in ``host``, which is closed again where that fails.
+        """Open, or rebuild, the projection in ``host``, which is closed again where that fails.
 
         Args:
             state: what it has to be made from.
@@ -82,7 +82,7 @@ class Projection:
             embed_ahead: the same, for reads of what is not applied yet.
             truncated_texts: which texts the model cuts, or None.
             rebuild: delete what there is first.
-            rewritten_lsn: events up to it were taken out of the log; an older projection is rebuilt.
+            rewritten_lsn: events up to it were removed from the log; an older projection is rebuilt.
             recorded_fields: the schema's fields that the tables were made with, as the manifest has them, if it does.
 
         Raises:
@@ -190,7 +190,7 @@ def _reconcile(
                 raise CheckpointAheadError(checkpoint_lsn, log.durable_lsn)
             if checkpoint_lsn == 0 or checkpoint_lsn >= rewritten_lsn:
                 return checkpoint_lsn
-            _logger.warning("the projection %s is older than what was taken out of the log: rebuilding", host.name)
+            _logger.warning("the projection %s is older than what was removed from the log: rebuilding", host.name)
         elif found.store_id != state.store_id:
             _logger.warning("the projection %s belongs to another store: it is rebuilt from the log", host.name)
         elif found.format == state.format and (mismatch := find_mismatch(found, state, recorded, schema)):

@@ -55,7 +55,7 @@ class _Request(NamedTuple):
 
 
 class Projector:
-    """Keeps the projection level with the log.
+    """Keeps the projection up to date with the log.
 
     Args:
         log: what to read.
@@ -404,7 +404,7 @@ class Projector:
             self._dead_keys.setdefault((letter.namespace, letter.memory_id), letter.lsn)
 
     def retry_dead_letters(self) -> int:
-        """Apply every dead letter anew, in LSN order; to be run by :meth:`request`.
+        """Apply every dead letter again, in LSN order; to be run by :meth:`request`.
 
         Returns:
             How many events were applied; the others stay dead letters.

@@ -1,6 +1,6 @@
 """What rewrites an open store's log, and what it needs for that: the log, the manifest, the cache, one at a time.
 
-An :class:`EventRemoved` stays at each LSN that is taken out. Blocking; on a worker thread.
+An :class:`EventRemoved` stays at each LSN that is removed. Blocking; on a worker thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _logger = logging.getLogger("pixelmemory")
 #: events in one read of the log, and the encoded bytes that end it
 READ_EVENTS = 4096
 READ_BYTES = 4 << 20
-#: texts that are taken out of the vector cache at once
+#: texts that are removed from the vector cache at once
 DISCARDED_TEXTS = 1000
 
 
@@ -101,7 +101,7 @@ class Maintenance:
             next_lsn = events[-1].lsn + 1
 
     def rewrite(self, transform: Callable[[StoredEvent], Event], what: str) -> RewriteReport:
-        """Write the log anew with what ``transform`` makes of its events; ``what`` became of them, for the log."""
+        """Rewrite the log with what ``transform`` makes of its events; ``what`` became of them, for the log."""
 
         def while_open(stored: StoredEvent) -> Event:
             self.check_open()
@@ -123,7 +123,7 @@ class Maintenance:
             try:
                 self._cache.discard(list(some))
             except OSError as error:
-                raise StoreError(f"vectors cannot be taken out of the cache: {error}") from error
+                raise StoreError(f"vectors cannot be removed from the cache: {error}") from error
 
     def save(self, **changes: Any) -> None:
         """Write the manifest with ``changes``."""

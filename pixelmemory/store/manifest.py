@@ -92,7 +92,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     #: which history the log tells: a repair that took events out of it gives it another one, so that a projection of
     #: the old one is rebuilt; None is the history that began with the store
     history_id: uuid.UUID | None = None
-    #: up to here events were taken out of the log by an erase or a compaction: a projection whose checkpoint is older
+    #: up to here events were removed from the log by an erase or a compaction: a projection whose checkpoint is older
     #: may have rows whose delete is gone, and is rebuilt
     rewritten_lsn: int = 0
     #: the erase that is not finished; None if none is open

@@ -209,7 +209,7 @@ def _open_embedding(store: OpenStore, config: EmbeddingConfig | None) -> tuple[s
 
 
 def _check_embedding(manifest: Manifest | None, embedding: str, label: str, options: Options) -> bool:
-    """Whether every memory has to be embedded anew, as the user asked.
+    """Whether every memory has to be embedded again, as the user asked.
 
     Raises:
         ModelMismatchError: it would have to be, and the user did not ask.

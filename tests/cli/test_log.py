@@ -79,7 +79,7 @@ def test_events_that_were_taken_out(program: Program, tmp_path: Path) -> None:
     assert found[1].keys() == {"lsn", "logged_at", "event_id", "type", "removed_at"}
     assert found[1]["removed_at"] == "2023-11-14T22:13:20.123456Z"
     table = program("log", store).out.splitlines()
-    assert table[2].split()[2:] == ["erased", "(taken", "out", "2023-11-14)"]
+    assert table[2].split()[2:] == ["erased", "(removed", "2023-11-14)"]
     assert lsns(program("log", store, "--json", "--namespace", "work").out) == [1, 4]
     assert lsns(program("log", store, "--json", "--memory-id", "m1").out) == []
 

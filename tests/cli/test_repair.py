@@ -51,7 +51,7 @@ def check_that_nothing_is_gone(before: dict[str, bytes], store: Path) -> None:
     for name, data in before.items():
         if not name.endswith(".log") or data in after:
             continue
-        # its seal was written anew: the old one is a file of its own, and everything before it is as it was
+        # its seal was rewritten: the old one is a file of its own, and everything before it is as it was
         seal = next(rest for rest in after if rest and data.endswith(rest))
         assert any(other.startswith(data[: -len(seal)]) for other in after), name
 
@@ -261,7 +261,7 @@ def test_repaired_twice(program: Program, store: Path, events: list[Event]) -> N
     check_log(store, events, 2, len(events) + 20)
     table = program("log", store, "--from", 2, "--limit", 1).out
     assert "lost" in table
-    assert table.endswith("(taken out by a repair)\n")
+    assert table.endswith("(removed by a repair)\n")
 
 
 def test_any_flipped_bit_or_cut(program: Program, tmp_path: Path) -> None:

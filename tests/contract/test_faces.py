@@ -447,7 +447,7 @@ async def test_an_update_replaces_what_is_given(mem: AsyncMemory, ns: str) -> No
     assert await mem.update_memory(memory_id, ns, content="a blue whale") is True
     found = await mem.search(ns, "a blue whale", limit=1)
     assert found[0]["memory_id"] == memory_id
-    assert found[0]["similarity_score"] == pytest.approx(1), "new content is embedded anew"
+    assert found[0]["similarity_score"] == pytest.approx(1), "new content is embedded again"
     assert (found[0]["timestamp"], found[0]["metadata"]) == (at(3), {"n": 1, "old": True})
 
     assert await mem.update_memory(memory_id, ns, metadata={"n": 2}) is True

@@ -186,7 +186,7 @@ def test_a_foreign_file_in_its_place_starts_anew(
     path.write_bytes(b"this is no database, whatever its name says" * 1000)
     with caplog.at_level(logging.WARNING, "pixelmemory.embedding"):
         again = VectorCache(folder, "model=a", DIMENSIONS)
-    assert "starts anew" in caplog.text
+    assert "starts again" in caplog.text
     again.put_many(["a"], vectors_of(1))
     assert again.get_many(["a"])[0].all()
     again.close()

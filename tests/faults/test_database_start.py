@@ -327,6 +327,39 @@ def test_a_data_folder_that_is_not_one(fault_report: FaultReport) -> None:
         assert not _initdb_of(folder)
 
 
+# ------------------------------------------------------------------------------------------------------ its log files
+
+
+def test_a_start_shortens_a_long_log(home: Path) -> None:
+    log = home / "pgdata" / "log"
+    size = server_module.LOG_BYTES_MAX
+    with log.open("ab") as file:
+        file.write(b"an old line\n" * (size // 10) + b"the newest line\n")
+    owner = log.stat().st_uid
+    server_in(home).ensure_running()
+    text = log.read_bytes()
+    assert len(text) < size // 2
+    assert text.startswith(b"an old line\n")
+    assert b"\nthe newest line\n" in text
+    assert b"ready to accept connections" in text
+    assert log.stat().st_uid == owner
+
+
+def test_a_process_leaves_no_empty_log_behind(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from pixelmemory import Memory, Options
+
+        with Memory("notes", embedding_config=None, options=Options(home=sys.argv[1], progress=False)) as mem:
+            mem.add_entry("text")
+            mem.flush()
+    """
+    with pixeltable_home() as home:
+        for _ in range(2):
+            assert run_script(script, tmp_path, PIXELTABLE_HOME=str(home)).returncode == 0
+        assert [path.name for path in (home / "logs").iterdir() if path.stat().st_size == 0] == []
+
+
 # ----------------------------------------------------------------------------------------------------- starts at once
 
 

@@ -308,7 +308,7 @@ MUTATIONS = (
         (f"{OWNERS}a_copy_of_a_store_has_tables_of_its_own",),
     ),
     Mutation(
-        "tables of 0.1.0 are made anew",
+        "tables of 0.1.0 are made again",
         "projection/pixeltable/host",
         "            if found is not None and found != folder:\n",
         "            if False:\n",

@@ -336,7 +336,7 @@ def _get(socket_path: str) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("warm", ["warm", "imported"])
 def test_gunicorn_with_preload(tmp_path: Path, store_name: str, warm: str, fault_report: FaultReport) -> None:
-    """Workers are killed and made anew; where the master had a store open, each is refused with a sentence."""
+    """Workers are killed and made again; where the master had a store open, each is refused with a sentence."""
     with _gunicorn(tmp_path, store_name, warm, workers=1) as (master, socket_path):
         pids, ids = set(), []
         for number in range(2):

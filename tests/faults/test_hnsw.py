@@ -1,4 +1,4 @@
-"""An index that a kill left half-built is built anew."""
+"""An index that a kill left half-built is rebuilt."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _cases() -> list[Case]:
 
 
 class _Run:
-    """One store that lives through one fault: its process goes on, or starts anew when the log asks for it."""
+    """One store that lives through one fault: its process goes on, or starts again when the log asks for it."""
 
     def __init__(
         self, inner: Files, folder: Path, contents: Callable[[], dict[str, bytes]], case: Case, nth: int

@@ -1,4 +1,4 @@
-"""rewrite: kills, power cuts and failing operations while a log is written anew: all old or all new, nothing lost."""
+"""rewrite: kills, power cuts and failing operations while a log is rewritten: all old or all new, nothing lost."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_any_read_gives_whole_frames_within_its_bounds(
     _, frames = written
     flat = [event for frame in frames for event in frame]
 
-    # written anew, so that the tail has them
+    # rewritten, so that the tail has them
     with opened(tmp_path, segment_bytes_max=16 * 1024, tail_bytes_max=tail_bytes_max) as store:
         for frame in frames:
             store.append(*frame)

@@ -233,7 +233,7 @@ class FileLog:
         self._writer.flush()
 
     def rewrite(self, transform: Callable[[StoredEvent], Event]) -> RewriteReport:
-        """Write the log anew with what ``transform`` makes of its events, and remove the old one. Blocks.
+        """Rewrite the log with what ``transform`` makes of its events, and remove the old one. Blocks.
 
         Appends and reads go on meanwhile; appends wait for a moment at the end. An event keeps its LSN, its event id
         and its time whatever stands there. Takes as much room on the disk as the log has. A kill at any moment leaves

@@ -17,7 +17,7 @@ from pixelmemory.log.file.walk import SegmentFile
 
 __all__ = ["SegmentReader"]
 
-#: sequential readers that can go on where they stopped; one more makes the longest idle one start anew
+#: sequential readers that can go on where they stopped; one more makes the longest idle one start again
 POSITIONS_MAX = 4
 
 

@@ -1,7 +1,7 @@
 """Make a verified log ready to be appended to: what was not attested is copied to a fresh segment and synced.
 
 Why: bytes that were written before a crash may be in the page cache, clean, and not on the device (a failed flush marks
-them so). Only bytes that are written anew to another file are known to be flushed by that file's sync.
+them so). Only bytes that are rewritten to another file are known to be flushed by that file's sync.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _plan(last: VerifiedSegment | None, store_id: uuid.UUID, epoch: int) -> tupl
 
 
 def _copy_frames(files: Files, last: VerifiedSegment, start: Place, writer: SegmentWriter) -> Iterator[bytearray]:
-    """The frames of ``last`` from ``start`` that hold events, made anew by ``writer``."""
+    """The frames of ``last`` from ``start`` that hold events, made again by ``writer``."""
     source = last.segment
     source.end_bytes = last.end.byte_offset
     with SegmentFile(files, source.path) as file:

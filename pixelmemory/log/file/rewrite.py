@@ -1,4 +1,4 @@
-"""Write a whole log anew, with other events in the place of some, and put it in the place of the old one.
+"""Rewrite a whole log, with other events in the place of some, and put it in the place of the old one.
 
 A frame names the checksum of the one before it, so none can be changed without those behind it. Two phases: what is
 durable is copied while appends go on; the writer thread, between two commits, copies the rest and switches.

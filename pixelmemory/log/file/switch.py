@@ -1,4 +1,4 @@
-"""Put a log that was written anew in the place of the old one, and finish that where a kill cut it short.
+"""Put a log that was rewritten in the place of the old one, and finish that where a kill cut it short.
 
 The new log is made in ``log.new/``. Once all of it is on the device, names included::
 

@@ -54,7 +54,7 @@ def physical_table(path: str) -> PhysicalTable:
     except excs.NotFoundError:
         raise ProjectionUnavailableError(
             f"Pixeltable has no table {path}. If the store is used with another Pixeltable, set PIXELTABLE_HOME; else "
-            "the next open makes it anew",
+            "the next open rebuilds it",
             UnavailableCause.TABLE_GONE,
         ) from None
     except excs.Error as error:

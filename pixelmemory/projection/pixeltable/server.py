@@ -51,6 +51,9 @@ CONNECTIONS_MAX = 400
 SOCKET_PATH_BYTES_MAX = 103
 #: pause between two looks at what is waited for
 PAUSE_SECONDS = 0.05
+#: size of the server's log from which a start keeps its end alone, and how much of it
+LOG_BYTES_MAX = 1024 * 1024
+LOG_BYTES_KEPT = 64 * 1024
 #: how long a server may run without a pid file: it makes one as it starts
 UNLOCKED_SECONDS = 2.0
 #: no process has this number: PostgreSQL then takes a pid file for stale, and still looks for its shared memory
@@ -255,7 +258,7 @@ class EmbeddedServer:
             lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return
-        _logger.warning("%s is of a server that is gone; the database starts anew", path)
+        _logger.warning("%s is of a server that is gone; the database starts again", path)
         if not lines:  # torn by a power loss; PostgreSQL refuses to start beside an empty one
             path.unlink()
             return
@@ -320,8 +323,9 @@ class EmbeddedServer:
         command = [os.fspath(self._programs / "postgres"), "-D", os.fspath(self.pgdata)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
+        settings["log_checkpoints"] = "off"  # two lines every five minutes, for ever
         log = self.pgdata / "log"
-        log_bytes = log.stat().st_size if log.exists() else 0
+        log_bytes = _shortened(log)
         # the shell ends at once, so that the server is nobody's child: it outlives this process, and is not waited for
         script = 'log=$1; shift; "$@" >>"$log" 2>&1 </dev/null & echo $!'
         launched = account.run(["/bin/sh", "-c", script, "sh", os.fspath(log), *command], timeout_seconds=30.0)
@@ -384,6 +388,23 @@ class EmbeddedServer:
         lines = [line for line in lines if not re.search(_NOT_WRONG, line)]
         wrong = [line for line in lines if re.search(_WRONG, line)] or lines
         return " | ".join(line.strip() for line in wrong[-3:]) or "(its log is empty)"
+
+
+def _shortened(log: Path) -> int:
+    """Keep the end of a log that nobody writes to, if it is longer than :data:`LOG_BYTES_MAX`; returns its size."""
+    try:
+        size = log.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if size <= LOG_BYTES_MAX:
+        return size
+    with log.open("r+b") as file:
+        file.seek(size - LOG_BYTES_KEPT)
+        end = file.read().partition(b"\n")[2]
+        file.seek(0)
+        file.write(end)
+        file.truncate()
+    return len(end)
 
 
 #: what in a line of the server's log says why it does not start, and what only says that it was asked meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -187,6 +188,22 @@ def _start(keep_http_server: bool, timeout_seconds: float, check: Callable[[], N
             launcher.get_server = get
     watch_engine(Env.get().engine)
     revive_server(timeout_seconds, check)
+    atexit.unregister(_remove_empty_logs)
+    atexit.register(_remove_empty_logs)
+
+
+def _remove_empty_logs() -> None:
+    """Remove the log files of this process in Pixeltable's home that are empty: each process makes three."""
+    home = _running_home()
+    if home is None or _started_in != os.getpid():
+        return
+    for logger in [logging.root, *logging.Logger.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.FileHandler):
+                path = Path(handler.baseFilename)
+                with contextlib.suppress(OSError):
+                    if path.parent == home / "logs" and path.stat().st_size == 0:
+                        path.unlink()
 
 
 def _init(pxt: Any, check: Callable[[], None]) -> None:

@@ -379,7 +379,7 @@ class TableSet:
     def create(self, rows: Mapping[str, int]) -> None:
         """Make and register what the namespaces ``rows`` lack.
 
-        A table without its registry row is what a kill in here left behind: it holds nothing and is made anew.
+        A table without its registry row is what a kill in here left behind: it holds nothing and is made again.
 
         Args:
             rows: how many rows each namespace is about to get: one that gets many has its own table at once.
@@ -421,7 +421,7 @@ class TableSet:
         self._is_stale = False
 
     def make(self, name: str) -> None:
-        """Make the table ``name`` anew, with its indexes and without a row."""
+        """Make the table ``name`` again, with its indexes and without a row."""
         path = f"{self.path}/{name}"
         shared = self.is_shared(name)
         fault_point("table.before_create")

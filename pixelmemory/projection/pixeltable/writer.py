@@ -98,7 +98,7 @@ class TableWriter:
     def move_out(self, namespace: str) -> None:
         """Move ``namespace`` from the shared table to one of its own. Reads go on; between two batches.
 
-        The copy and the registry commit together. A kill before leaves a table that is made anew, and one afterwards
+        The copy and the registry commit together. A kill before leaves a table that is made again, and one afterwards
         rows in the shared table that nothing reads and the next open removes.
         """
         name = table_name(namespace)

@@ -120,7 +120,7 @@ class SqlReads:
         statement = (
             f"SELECT {result_columns(physical)} FROM {physical.name} WHERE {where} ORDER BY {newest_order(physical)}"
         )
-        self._run("SELECT 1", {})  # a dead connection is found out here, where it can be made anew
+        self._run("SELECT 1", {})  # a dead connection is found out here, where it can be replaced
         try:
             with (
                 self._connection() as connection,
