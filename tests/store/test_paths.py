@@ -313,9 +313,9 @@ def test_a_linked_home_works_and_a_link_that_is_pointed_elsewhere_is_noticed(tmp
     shutil.copytree(tmp_path / "first" / store_name, tmp_path / "second" / store_name)
     untouched = {path: path.read_bytes() for path in (tmp_path / "second").rglob("*") if path.is_file()}
     with open_memory(tmp_path / "home", store_name, segment_bytes_max=4096) as memory:
+        memory.delete_memory(memory.add_entry("leaves something to compact", embedding=[1.0] + [0.0] * 7))
         (tmp_path / "home").unlink()
         (tmp_path / "home").symlink_to(tmp_path / "second")
-        memory.delete_memory(memory.add_entry("leaves something to compact", embedding=[1.0] + [0.0] * 7))
         with pytest.raises(StoreError, match="was moved, replaced or unmounted"):
             memory.compact()
         (tmp_path / "home").unlink()
