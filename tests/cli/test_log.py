@@ -182,7 +182,7 @@ def test_hostile_content(program: Program, tmp_path: Path) -> None:
 
 def run_process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pixelmemory", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def test_as_a_process(store: Path, events: list[Event]) -> None:

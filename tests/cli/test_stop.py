@@ -191,5 +191,5 @@ def test_a_close_leaves_it_to_another_process(tmp_path: Path) -> None:
         assert owner.stdout.readline() == "1\n"
         done = run_script(STOP_AT_CLOSE + TWO_STORES, tmp_path / "others", home, PIXELTABLE_HOME=str(home))
         assert done.stdout.split() == ["True", "1", "True", "1", "True"], done.stderr
-        owner.communicate("\n", timeout=60)
+        owner.communicate("\n", timeout=400)
         assert owner.returncode == 0

@@ -213,7 +213,7 @@ def test_no_pixeltable_is_made_where_there_is_none(tmp_path: Path, store_name: s
         env={**os.environ, "PIXELTABLE_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert (done.returncode, done.stderr) == (2, "")
     assert f"there is no Pixeltable at {home}" in done.stdout
@@ -287,7 +287,7 @@ def _add_again(store: Path, saved: Path) -> None:
         env={**os.environ, "PIXELMEMORY_HOME": str(store.parent)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

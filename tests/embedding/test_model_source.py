@@ -151,7 +151,7 @@ def open_elsewhere(home: Path, *model_ids: str, **environment: str) -> tuple[lis
         env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "NO_PROXY": "*", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(model_ids), done.stderr
@@ -321,5 +321,5 @@ def test_importing_the_package_imports_no_model_library() -> None:
     code = (
         "import sys, pixelmemory.embedding as e; print([n for n in ('torch', 'huggingface_hub') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=True)
     assert done.stdout.strip() == "[]"

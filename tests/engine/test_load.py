@@ -31,7 +31,7 @@ def test_fifty_thousand_entries_in_bounded_memory(tmp_path: Path, store_name: st
             found = {record["memory_id"] for record in memory.search(limit=60_000)}
         print(json.dumps([count, len(found), found == set(ids), resident_mib]))
     """
-    done = run_script(script, tmp_path, store_name, timeout_seconds=170)
+    done = run_script(script, tmp_path, store_name, timeout_seconds=400)
     count, found, all_found, (after_ten, after_fifty) = answer_of(done)
     assert (count, found, all_found) == (50_000, 50_000, True)
     # 40,000 entries more are about 20 MB of text and vectors alone, and several times that as Python objects

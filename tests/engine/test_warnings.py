@@ -105,5 +105,5 @@ def test_the_python_form_of_the_machinery_asks_the_same_way() -> None:
         "except UserWarning:\n"
         "    print('as asked')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=400)
     assert done.stdout == "as asked\n", done.stderr

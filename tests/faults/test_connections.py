@@ -219,7 +219,7 @@ def test_exhaustion_is_an_error_that_says_what_to_do_and_heals(
     tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:
     with pixeltable_home() as pixeltable:
-        done = run_script(EXHAUSTED, tmp_path, store_name, timeout_seconds=120, PIXELTABLE_HOME=str(pixeltable))
+        done = run_script(EXHAUSTED, tmp_path, store_name, timeout_seconds=400, PIXELTABLE_HOME=str(pixeltable))
     answer = answer_of(done)
     fault_report.add("connections: none left")
     assert 5 < answer["taken"] <= 12
@@ -251,7 +251,7 @@ def test_many_processes_on_one_pixeltable(tmp_path: Path, store_name: str, fault
         processes = [start_script(ONE_OF_MANY, tmp_path, f"{store_name}_{n}") for n in range(PROCESSES)]
         try:
             lines = [process.stdout.readline() for process in processes]
-            ends = [process.communicate(timeout=120) for process in processes]
+            ends = [process.communicate(timeout=400) for process in processes]
         finally:
             for process in processes:
                 process.kill()

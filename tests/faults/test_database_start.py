@@ -782,7 +782,7 @@ def test_a_nearly_full_disk(fault_report: FaultReport) -> None:
     with database_folder() as folder:
         script = [sys.executable, "-c", textwrap.dedent(START + FULL_DISK), str(folder / "home"), *map(str, sizes)]
         done = subprocess.run(
-            ["unshare", "-m", *script], capture_output=True, text=True, timeout=170, env=script_environment()
+            ["unshare", "-m", *script], capture_output=True, text=True, timeout=400, env=script_environment()
         )
         answers = answer_of(done)
     fault_report.add("database_start: nearly full disk", len(sizes))

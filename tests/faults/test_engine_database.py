@@ -124,7 +124,7 @@ def test_a_killed_server_comes_back(tmp_path: Path, store_name: str, fault_repor
 
 def _kill_the_server(kills: int, home: Path, store_name: str, fault_report: FaultReport) -> None:
     with pixeltable_home() as pixeltable:
-        done = run_script(SCRIPT, home, store_name, kills, timeout_seconds=150, PIXELTABLE_HOME=str(pixeltable))
+        done = run_script(SCRIPT, home, store_name, kills, timeout_seconds=400, PIXELTABLE_HOME=str(pixeltable))
     answer = answer_of(done)
     fault_report.add("projection_crash: SIGKILL of the database", answer["killed"] + 1)
     fault_report.judge(Verdict(answer["acknowledged"], lost=answer["lost"]))

@@ -42,9 +42,10 @@ FORKS = """
 
     def sessions():
         rows = admin.execute(
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name <> 'oracle' "
-            "AND (application_name LIKE %s OR application_name = 'pixelmemory')", (f"%{os.getpid()}%",))
-        return {pid for (pid,) in rows}
+            "SELECT pid, application_name FROM pg_stat_activity WHERE backend_type = 'client backend' "
+            "AND application_name <> 'oracle' AND (application_name LIKE %s OR application_name = 'pixelmemory')",
+            (f"%{os.getpid()}%",))
+        return set(rows)
 
     def claim():
         return admin.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted").fetchall()
@@ -121,7 +122,7 @@ FORKS = """
     hung, statuses = [], {}
     for _ in range(rounds):
         children = {fork(end): end for end in ("_exit", "exit", "exception", "SIGKILL")}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while children:
             for pid, end in list(children.items()):
                 ended, status = os.waitpid(pid, os.WNOHANG)
@@ -132,10 +133,10 @@ FORKS = """
                     hung.append(end)
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
-    still = before <= sessions() and claim() == claimed
+    gone = sorted(before - sessions()) + sorted(set(claimed) - set(claim()))
     counted = dict(done)
     if state == "busy":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while done["searches"] < counted["searches"] + 5 and not errors and time.monotonic() < deadline:
             time.sleep(0.01)
         stop.set()
@@ -149,7 +150,7 @@ FORKS = """
     memory.close()
     print(json.dumps({
         "lost": len(set(acknowledged) - found), "more": len(found - set(acknowledged)),
-        "acknowledged": len(acknowledged), "same sessions": still, "claims": len(claimed), "hung": hung,
+        "acknowledged": len(acknowledged), "gone": gone, "claims": len(claimed), "hung": hung,
         "errors": errors, "health": health, "reports": reports,
         "statuses": {end: sorted(found) for end, found in statuses.items()},
     }))
@@ -165,14 +166,14 @@ def test_children_are_refused_and_the_parent_is_not_disturbed(
     """Four ends at a time, each as often as there are rounds."""
     rounds = 5 if LONG_FORM else 2
     for number in timed_rounds("forks", 1, tests=len(WAYS)):
-        done = run_script(FORKS, tmp_path / str(number), store_name, state, way, rounds, timeout_seconds=150)
+        done = run_script(FORKS, tmp_path / str(number), store_name, state, way, rounds, timeout_seconds=400)
         answer = answer_of(done)
         fault_report.add(f"fork_pixeltable: {way}, {state}", 4 * rounds)
         fault_report.judge(Verdict(answer["acknowledged"], lost=answer["lost"], silent_changes=answer["more"]))
         assert answer["hung"] == [], done.stderr[-8000:]
         assert answer["errors"] == []
         assert answer["health"] == [True, []]
-        assert answer["same sessions"]
+        assert answer["gone"] == []
         assert answer["claims"] >= 1
         assert (answer["lost"], answer["more"]) == (0, 0)
         refused = {"count": "refused", "add": "refused", "open": "refused", "open again": "locked"}
@@ -241,7 +242,7 @@ IDS = """
         ids = memory.add_entries([{"content": "x", "embedding": vector(1)}] * 300)
         counts = [memory.count()]
     for child in children:
-        more, count = answers.get(timeout=90)
+        more, count = answers.get(timeout=400)
         ids += more
         counts.append(count)
     for child in children:
@@ -254,7 +255,7 @@ def test_children_of_a_parent_that_only_imported_work(
     tmp_path: Path, store_name: str, fault_report: FaultReport
 ) -> None:
     """And make other ids than their parent and each other: no random state is shared."""
-    answer = answer_of(run_script(IDS, tmp_path, store_name, timeout_seconds=150))
+    answer = answer_of(run_script(IDS, tmp_path, store_name, timeout_seconds=400))
     fault_report.add("fork_pixeltable: fork before the start", 2)
     assert answer == [900, 900, [300] * 3, [0, 0]]
 
@@ -322,7 +323,7 @@ def _get(socket_path: str) -> tuple[int, Any]:
     import http.client
     import socket
 
-    connection = http.client.HTTPConnection("localhost", timeout=90)
+    connection = http.client.HTTPConnection("localhost", timeout=400)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(90)
     connection.sock.connect(socket_path)
@@ -437,7 +438,7 @@ def test_celery_prefork(tmp_path: Path, store_name: str, warm: str, fault_report
             "control_folder": f"{tmp_path}/control",
         }
         answers = [client.send_task("work") for _ in range(8)]
-        results = [answer.get(timeout=150, interval=0.1) for answer in answers]
+        results = [answer.get(timeout=400, interval=0.1) for answer in answers]
         assert worker.poll() is None
     finally:
         worker.send_signal(signal.SIGTERM)

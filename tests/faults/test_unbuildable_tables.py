@@ -193,7 +193,7 @@ def test_a_database_that_is_gone(tmp_path: Path, store_name: str, fault_report: 
     whats = ("cannot start at open", "killed during a rebuild")
     with pixeltable_home() as pixeltable:
         done = run_script(
-            WITHOUT_DATABASE, tmp_path, store_name, *whats, timeout_seconds=170, PIXELTABLE_HOME=str(pixeltable)
+            WITHOUT_DATABASE, tmp_path, store_name, *whats, timeout_seconds=400, PIXELTABLE_HOME=str(pixeltable)
         )
     for what, answer in answer_of(done).items():
         fault_report.add(f"unbuildable_tables: database {what}")
@@ -289,7 +289,7 @@ KEYS = """
 def test_ctrl_c_ends_every_wait_for_the_database(tmp_path: Path, store_name: str, fault_report: FaultReport) -> None:
     """While the server is suspended, or the projector blocked; and the store can be opened again afterwards."""
     with pixeltable_home() as pixeltable:
-        done = run_script(KEYS, tmp_path, store_name, timeout_seconds=150, PIXELTABLE_HOME=str(pixeltable))
+        done = run_script(KEYS, tmp_path, store_name, timeout_seconds=400, PIXELTABLE_HOME=str(pixeltable))
     answer = answer_of(done)
     fault_report.add("unbuildable_tables: Ctrl-C in a wait", len(answer))
     for what, (outcome, seconds) in answer.items():
@@ -373,7 +373,7 @@ def test_a_full_disk_of_the_tables(tmp_path: Path, store_name: str, form: str, f
     with pixeltable_home() as pixeltable:
         command = ["unshare", "-m", sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path), store_name, form]
         environment = script_environment(PIXELTABLE_HOME=str(pixeltable))
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     answer = answer_of(done)
     fault_report.add("unbuildable_tables: disk of the tables full")
     fault_report.judge(Verdict(answer["acknowledged"], lost=answer["lost"]))

@@ -146,7 +146,7 @@ def start_script(script: str, *arguments: object, python: tuple[str, ...] = (), 
 
 
 def run_script(
-    script: str, *arguments: object, timeout_seconds: float = 120.0, python: tuple[str, ...] = (), **environment: str
+    script: str, *arguments: object, timeout_seconds: float = 400.0, python: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``script`` to its end; a hang fails the test: the limit is no measure, a busy machine is ten times slower."""
     with start_script(script, *arguments, python=python, **environment) as process:

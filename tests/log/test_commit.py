@@ -352,7 +352,7 @@ log.close()
 sys.exit(0 if status == 3 else 1)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], timeout=120, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(tmp_path)], timeout=400, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

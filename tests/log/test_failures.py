@@ -282,7 +282,7 @@ assert [s.event.memory_id for s in log.read(1, events_max=999, bytes_max=1 << 20
 log.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], timeout=120, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(tmp_path)], timeout=400, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -351,7 +351,7 @@ def test_a_kill_at_a_fault_point_loses_nothing_acknowledged(tmp_path: Path, poin
         done = subprocess.run(
             [sys.executable, "-c", KILLED, str(tmp_path), str(epoch)],
             env={**os.environ, **environment},
-            timeout=120,
+            timeout=400,
             capture_output=True,
             text=True,
             check=False,

@@ -35,7 +35,7 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
         cwd=environment.get("PWD", ROOT),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=400,
     )
 
 

@@ -329,7 +329,7 @@ def _run_snippets(snippets: list[str], folder: Path) -> list[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PIXELMEMORY_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

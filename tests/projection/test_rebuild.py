@@ -281,7 +281,7 @@ def test_another_pixeltable_is_filled_from_the_log(open_memory: OpenMemory, stor
         expected = {space: mem.search(space, limit=1000) for space in ("a", "b")}
         best = mem.search("b", vector=[0, 1, 0], limit=1)
     with pixeltable_home() as elsewhere:
-        done = run_script(SCRIPT, store_name, tmp_path, timeout_seconds=150, PIXELTABLE_HOME=str(elsewhere))
+        done = run_script(SCRIPT, store_name, tmp_path, timeout_seconds=400, PIXELTABLE_HOME=str(elsewhere))
     found, scored, ok = answer_of(done)
     assert found == json.loads(json.dumps(expected, default=str))
     assert scored == json.loads(json.dumps(best, default=str))

@@ -555,7 +555,7 @@ def test_another_user_cannot_read_files_through_an_open_store(tmp_path: Path, st
         sockets = listening(owner.pid)
         ports = [place for kind, place in sockets if kind == "tcp"]
         read = answer_of(run_script(READER, secret, NOBODY, *ports))
-        owner.communicate("\n", timeout=120)
+        owner.communicate("\n", timeout=400)
     assert owner.returncode == 0
     if keep == "keep":
         assert len(ports) == 1
