@@ -182,6 +182,51 @@ def test_children_are_refused_and_the_parent_is_not_disturbed(
         assert answer["statuses"] == {"_exit": [0], "exit": [0], "exception": [1], "SIGKILL": [-9]}
 
 
+LOGGING = """
+    import logging, os, signal, sys, threading, time, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from pathlib import Path
+    from tests.harness.engine_tools import open_memory
+
+    memory = open_memory(*sys.argv[1:3])
+    loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
+    handlers = [each for logger in loggers for each in getattr(logger, "handlers", ())]
+    logs = [each for each in handlers if isinstance(each, logging.FileHandler)]
+    assert logs
+
+    def write(stream):
+        while True:
+            stream.write("x" * 10_000)
+            stream.flush()
+            stream.seek(0)
+
+    threading.Thread(target=write, args=(logs[0].stream,), daemon=True).start()
+    hung = 0
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        deadline = time.monotonic() + 30
+        while not os.waitpid(child, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                hung += 1
+                break
+            time.sleep(0.01)
+        if hung:
+            break
+    print(hung, flush=True)
+    memory.close()
+    os._exit(0)
+"""
+
+
+def test_a_child_ends_though_its_parent_was_writing_a_log(tmp_path: Path, store_name: str) -> None:
+    done = run_script(LOGGING, tmp_path, store_name)
+    assert done.stdout == "0\n", done.stderr
+
+
 ORPHAN = """
     import os, subprocess, sys, time, warnings
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -24,6 +24,7 @@ from pixelmemory.errors import (
     StoreForkedError,
     UnavailableCause,
 )
+from pixelmemory.forks import never_collect
 from pixelmemory.paths import absolute_path
 from pixelmemory.projection.pixeltable.server import EmbeddedServer, Stopped
 from pixelmemory.projection.pixeltable.start_lock import locked_start
@@ -197,13 +198,22 @@ def _remove_empty_logs() -> None:
     home = _running_home()
     if home is None or _started_in != os.getpid():
         return
-    for logger in [logging.root, *logging.Logger.manager.loggerDict.values()]:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.FileHandler):
-                path = Path(handler.baseFilename)
-                with contextlib.suppress(OSError):
-                    if path.parent == home / "logs" and path.stat().st_size == 0:
-                        path.unlink()
+    for handler in _log_handlers(home):
+        path = Path(handler.baseFilename)
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
+
+
+def _log_handlers(home: Path) -> list[logging.FileHandler]:
+    """What writes to the log files of this process in Pixeltable's home."""
+    loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
+    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+    return [
+        handler
+        for handler in handlers
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == home / "logs"
+    ]
 
 
 def _init(pxt: Any, check: Callable[[], None]) -> None:
@@ -359,6 +369,13 @@ def _stop_unused() -> None:
 def _after_fork_in_child() -> None:
     global _users, _users_lock
     _users, _users_lock = 0, threading.Lock()
+    # a thread of the parent may have been writing to them: their buffers stay locked, and the child would wait for that
+    # for ever when it flushes them at its end
+    home = _running_home()
+    for handler in () if home is None else _log_handlers(home):
+        never_collect(handler.stream)
+        handler.mode = "a"  # it may be opened again
+        handler.stream = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
