@@ -70,7 +70,7 @@ def embedding_config() -> dict[str, Any]:
 
 def options() -> Options:
     """Where the demo's stores are."""
-    return Options(home=HOME, progress=False)
+    return Options(home=HOME, progress=False, batch_events_max=256)  # so that the bar of what is searchable moves
 
 
 def run() -> None:
