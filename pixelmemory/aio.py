@@ -104,8 +104,8 @@ class AsyncMemory:
             found = await mem.search(query="what does Ada drink?")
 
     When a write returns, its event is durable: it survives a crash of the process and, on a device that honours
-    flushes, power loss. Reads come from a projection that follows the log; by default a read waits until it shows every
-    write that this handle has acknowledged.
+    flushes, power loss. Reads come from a projection that follows the log; by default a read shows every write that
+    this handle has acknowledged, also one that the projection does not have yet.
 
     Args:
         name: the store's name: 1 to 64 ASCII letters, digits, ``_``, ``-``, ``.``.
@@ -798,7 +798,7 @@ class AsyncMemory:
             wanted = msgspec.structs.replace(wanted, after=_place_of(page[-1], wanted))
 
     async def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
+        """Delete a memory, and remove everything that it ever held from the disk. See :meth:`erase_memories`.
 
         Returns:
             True if the store knew of it, deleted or not.
@@ -806,7 +806,7 @@ class AsyncMemory:
         return await self._erase([memory_id], namespace, "memory_id") == 1
 
     async def erase_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
-        """Delete memories, and take everything that they ever held off the disk.
+        """Delete memories, and remove everything that they ever held from the disk.
 
         Their content, metadata, vectors and ids leave the log, the vector cache, ``quarantine/`` (which is emptied),
         the tables with all their past versions, and what PostgreSQL keeps of them; each event leaves an entry that says
@@ -814,7 +814,8 @@ class AsyncMemory:
 
         It rewrites the whole log and the namespace's table, so it takes as long as that, and as much room on the
         disk: erase many at once. Adds go on meanwhile; reads of the namespace wait for its table. An erase that was
-        interrupted is finished when the store is opened again; ``health()`` tells of one that could not be.
+        interrupted is finished when the store is opened again; ``health()`` reports one that could not be
+        finished.
 
         Args:
             memory_ids: of memories that exist, or that did.

@@ -602,7 +602,7 @@ class Memory:
         return self._call(self._memory.delete_namespace, namespace)
 
     def erase_memory(self, memory_id: str, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Delete a memory, and take everything that it ever held off the disk. See :meth:`erase_memories`.
+        """Delete a memory, and remove everything that it ever held from the disk. See :meth:`erase_memories`.
 
         Returns:
             True if the store knew of it, deleted or not.
@@ -610,7 +610,7 @@ class Memory:
         return self._call(self._memory.erase_memory, memory_id, namespace)
 
     def erase_memories(self, memory_ids: Sequence[str], namespace: str = DEFAULT_NAMESPACE) -> int:
-        """Delete memories, and take everything that they ever held off the disk.
+        """Delete memories, and remove everything that they ever held from the disk.
 
         Their content, metadata, vectors and ids leave the log, the vector cache, ``quarantine/`` (which is emptied),
         the tables with all their past versions, and what PostgreSQL keeps of them; each event leaves an entry that says
@@ -618,7 +618,8 @@ class Memory:
 
         It rewrites the whole log and the namespace's table, so it takes as long as that, and as much room on the
         disk: erase many at once. Adds go on meanwhile; reads of the namespace wait for its table. An erase that was
-        interrupted is finished when the store is opened again; ``health()`` tells of one that could not be.
+        interrupted is finished when the store is opened again; ``health()`` reports one that could not be
+        finished.
 
         Args:
             memory_ids: of memories that exist, or that did.

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.harness.engine_tools import pixeltable_home, run_script
+import psycopg
+import pytest
+
+from pixelmemory import ProjectionUnavailableError, UnavailableCause
+from pixelmemory.projection.pixeltable import tables
+from pixelmemory.projection.pixeltable.startup import connection_string
+from tests.harness.engine_tools import open_memory, pixeltable_home, run_script
 
 FIRST_STORES = """
     import sys, threading
@@ -34,3 +40,17 @@ def test_the_first_stores_of_a_database_are_made_at_once(tmp_path: Path) -> None
     with pixeltable_home() as home:
         done = run_script(FIRST_STORES, tmp_path, PIXELTABLE_HOME=str(home))
         assert done.stdout.split() == ["1"] * 4, done.stderr
+
+
+def test_a_folder_that_another_makes_for_long_is_an_error(
+    tmp_path: Path, store_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "FOLDER_SECONDS_MAX", 0.2)
+    open_memory(tmp_path, f"{store_name}_first").close()  # it starts Pixeltable
+    with psycopg.connect(connection_string(), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (tables._FOLDERS_KEY,))
+        with pytest.raises(ProjectionUnavailableError, match="lock timeout") as caught:
+            open_memory(tmp_path, store_name)
+        assert caught.value.cause is UnavailableCause.TIMEOUT
+    with open_memory(tmp_path, store_name) as memory:
+        assert memory.health().ok

@@ -198,21 +198,21 @@ def _remove_empty_logs() -> None:
     home = _running_home()
     if home is None or _started_in != os.getpid():
         return
-    for handler in _log_handlers(home):
+    for handler in _log_handlers(home / "logs"):
         path = Path(handler.baseFilename)
         with contextlib.suppress(OSError):
             if path.stat().st_size == 0:
                 path.unlink()
 
 
-def _log_handlers(home: Path) -> list[logging.FileHandler]:
-    """What writes to the log files of this process in Pixeltable's home."""
+def _log_handlers(folder: Path) -> list[logging.FileHandler]:
+    """What writes to the log files of this process in ``folder``, the one of Pixeltable's home."""
     loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
     handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
     return [
         handler
         for handler in handlers
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == home / "logs"
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == folder.absolute()
     ]
 
 
@@ -372,7 +372,7 @@ def _after_fork_in_child() -> None:
     # a thread of the parent may have been writing to them: their buffers stay locked, and the child would wait for that
     # for ever when it flushes them at its end
     home = _running_home()
-    for handler in () if home is None else _log_handlers(home):
+    for handler in () if home is None else _log_handlers(home / "logs"):
         never_collect(handler.stream)
         handler.mode = "a"  # it may be opened again
         handler.stream = None
@@ -420,13 +420,7 @@ def empty_pixeltable_logs() -> None:
     folder = Env.get()._log_dir
     if folder is None:
         return
-    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    opened = {
-        Path(handler.baseFilename): handler
-        for logger in loggers
-        for handler in logger.handlers
-        if isinstance(handler, logging.FileHandler)
-    }
+    opened = {Path(handler.baseFilename): handler for handler in _log_handlers(folder)}
     for path in folder.glob("*.log"):
         handler = opened.get(path.absolute())
         if handler is None:

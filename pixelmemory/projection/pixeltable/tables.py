@@ -52,6 +52,8 @@ __all__ = [
 _logger = logging.getLogger("pixelmemory.projection")
 
 ROOT = "pixelmemory"
+#: how long a store waits for others that make their folders, which takes milliseconds
+FOLDER_SECONDS_MAX = 30.0
 #: of the advisory lock that is held while a folder is made
 _FOLDERS_KEY = int.from_bytes(hashlib.blake2b(ROOT.encode(), digest_size=8).digest(), "big", signed=True)
 INDEX_NAME = "content_embedding"
@@ -94,8 +96,12 @@ def _one_maker_of_folders() -> Iterator[None]:
 
     Pixeltable lets two that make one folder at the same time (``pixelmemory``, for the first two stores) make it twice.
     After that nobody can use it.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: another one makes its folder for more than :data:`FOLDER_SECONDS_MAX`.
     """
-    with contextlib.closing(connect(connection_string(), "pixelmemory")) as connection:
+    limit = f"-c lock_timeout={round(FOLDER_SECONDS_MAX * 1000)}"
+    with contextlib.closing(connect(connection_string(), "pixelmemory", options=limit)) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (_FOLDERS_KEY,))
         yield
         # explicitly: a session ends some time after its connection is closed

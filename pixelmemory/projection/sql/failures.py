@@ -65,7 +65,7 @@ def cause_of(error: BaseException) -> UnavailableCause:
             return cause.cause
         if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
             return UnavailableCause.TABLE_GONE
-        if isinstance(cause, (psycopg.errors.QueryCanceled, sql.exc.TimeoutError)):
+        if isinstance(cause, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, sql.exc.TimeoutError)):
             return UnavailableCause.TIMEOUT
         if is_exhausted(cause):
             return UnavailableCause.NO_CONNECTION
